@@ -1,0 +1,108 @@
+"""`estimate_empty_tiles`: which tiles hold signal, before anything is segmented."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, TypedDict
+
+import numpy as np
+
+from patchworks.execution.executor import ThreadExecutor, available_cores, batched
+from patchworks.geometry.tile_shape import resolve_grid
+from patchworks.io.source import HeldArray
+from patchworks.plan import describe_image
+from patchworks.run import finite_number
+from patchworks.segmenters import otsu_threshold
+from patchworks.steps.occupancy import is_occupied
+
+
+class EmptyTiles(TypedDict):
+    """Which tiles hold signal; `occupied` is a bool array on the tile grid."""
+
+    n_tiles: int
+    n_occupied: int
+    n_empty: int
+    empty_fraction: float
+    threshold: float
+    occupied: np.ndarray
+
+
+def estimate_empty_tiles(
+    image: Any,
+    tile_shape: tuple[int, ...],
+    *,
+    channel: int | None = 0,
+    level: int = 0,
+    threshold: float | None = None,
+    overlap: int | Sequence[int] = 0,
+) -> EmptyTiles:
+    """Return which tiles read any voxel above a threshold.
+
+    Exact: every voxel is looked at, those of the halo too.
+
+    Parameters
+    ----------
+    image, channel, level
+        As in `patchworks.tile_process`.
+    tile_shape : tuple of int
+        Core of a tile, in voxels.
+    threshold : float, optional
+        Intensity up to which a voxel is no signal; by default Otsu's of a sample of the image.
+    overlap : int or sequence of int
+        Voxels read on each side of a core.
+
+    Raises
+    ------
+    InputError
+        If the threshold is no finite number, or an argument of `tile_process` would be refused.
+
+    Examples
+    --------
+    >>> image = np.zeros((8, 8), "uint8")
+    >>> image[0, 0] = 9
+    >>> found = estimate_empty_tiles(image, (4, 4), threshold=5)
+    >>> found["n_empty"], found["occupied"].tolist()
+    (3, [[True, False], [False, False]])
+    """
+    given = finite_number("threshold", threshold)
+    source = describe_image(image, channel=channel, level=level)
+    if isinstance(source.stored, HeldArray) and hasattr(source.stored.array, "__dask_graph__"):
+        source = replace(source, stored=HeldArray(_Computed(source.stored.array)))
+    grid = resolve_grid(
+        source.shape,
+        source.dtype,
+        tile_shape=tile_shape,
+        overlap=overlap,
+        chunks=None,
+        storage_chunks=None,
+    )
+    limit = otsu_threshold(source.sample()) if given is None else given
+
+    def look(tiles: Sequence[int]) -> list[tuple[int, bool]]:
+        return [(i, is_occupied(source, grid[i], limit)) for i in tiles]
+
+    executor = ThreadExecutor(available_cores())
+    occupied = np.zeros(grid.n_tiles, bool)
+    for batch in executor.map(look, batched(range(grid.n_tiles), executor.max_batches)):
+        for index, found in batch:
+            occupied[index] = found
+    n_occupied = int(occupied.sum())
+    return EmptyTiles(
+        n_tiles=grid.n_tiles,
+        n_occupied=n_occupied,
+        n_empty=grid.n_tiles - n_occupied,
+        empty_fraction=1 - n_occupied / grid.n_tiles,
+        threshold=limit,
+        occupied=occupied.reshape(grid.dims),
+    )
+
+
+class _Computed:
+    """Gives parts of a Dask array as NumPy arrays, computed in the thread that asks."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+        return np.asarray(self.array[index].compute(scheduler="synchronous"))

@@ -1,0 +1,1 @@
+"""Engines: how batches of tiles are run. One small adapter per engine."""

@@ -1,0 +1,186 @@
+"""The tile grid: how cores partition the image, and what each tile reads around its core.
+
+::
+
+    axis:      0        t        2t       3t   n
+    cores:     |--------|--------|--------|----|      half-open, no gap, no overlap
+    read of 1:       |..|--------|..|                 core plus halo, clipped to the image
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise, product
+from math import prod
+
+from patchworks.errors import InputError
+from patchworks.geometry.box import Box
+
+
+def ceil_div(total: int, part: int) -> int:
+    """Return how many parts of size `part` it takes to cover `total`.
+
+    Examples
+    --------
+    >>> ceil_div(10, 4)
+    3
+    """
+    return -(-total // part)
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """The unit of computation.
+
+    Parameters
+    ----------
+    index : int
+        Position in C order over the grid; the tile's name everywhere.
+    position : tuple of int
+        Position on the grid, per axis.
+    core : Box
+        The voxels the tile owns, in the image.
+    read : Box
+        The voxels the function sees: core plus halo, clipped to the image.
+    """
+
+    index: int
+    position: tuple[int, ...]
+    core: Box
+    read: Box
+
+    @property
+    def core_in_read(self) -> Box:
+        """The core in the coordinates of the array that was read."""
+        return self.core.relative_to(self.read.start)
+
+
+@dataclass(frozen=True)
+class TileGrid:
+    """A grid of tiles over an image, regular or not.
+
+    Parameters
+    ----------
+    edges : tuple of tuple of int
+        Per axis the first voxel of every tile and, last, the extent of the image.
+    halo : tuple of int
+        Voxels read on each side of a core, per axis.
+
+    Raises
+    ------
+    InputError
+        If an axis has no voxels, edges do not increase, or a halo is negative.
+
+    Examples
+    --------
+    >>> grid = TileGrid.regular((10, 8), (4, 8), halo=(1, 0))
+    >>> grid.dims, grid.n_tiles
+    ((3, 1), 3)
+    >>> grid[1].core, grid[1].read
+    (Box(start=(4, 0), stop=(8, 8)), Box(start=(3, 0), stop=(9, 8)))
+    """
+
+    edges: tuple[tuple[int, ...], ...]
+    halo: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.edges) != len(self.halo) or not self.edges:
+            raise InputError(f"halo {self.halo} does not have one entry per axis of the grid")
+        for axis, edges in enumerate(self.edges):
+            increasing = all(a < b for a, b in pairwise(edges))
+            if len(edges) < 2 or edges[0] != 0 or not increasing:
+                raise InputError(f"axis {axis}: tile edges {edges[:6]} must increase from 0")
+        if any(h < 0 for h in self.halo):
+            raise InputError(f"halo {self.halo} must not be negative")
+
+    @classmethod
+    def regular(
+        cls, shape: tuple[int, ...], tile_shape: tuple[int, ...], halo: tuple[int, ...]
+    ) -> TileGrid:
+        """Return the grid of equal tiles; the last of an axis may be smaller."""
+        return cls(
+            tuple(
+                [(*range(0, n, t), n) for n, t in zip(shape, tile_shape, strict=True)],
+            ),
+            tuple(halo),
+        )
+
+    @classmethod
+    def from_chunks(cls, chunks: Sequence[Sequence[int]], halo: tuple[int, ...]) -> TileGrid:
+        """Return the grid whose tiles are Dask-like `chunks` (extents per axis)."""
+        return cls(tuple([(0, *accumulate(c for c in axis if c)) for axis in chunks]), halo)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.edges)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the image, in voxels."""
+        return tuple([edges[-1] for edges in self.edges])
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Number of tiles per axis."""
+        return tuple([len(edges) - 1 for edges in self.edges])
+
+    @property
+    def n_tiles(self) -> int:
+        """Number of tiles."""
+        return prod(self.dims)
+
+    @property
+    def tile_shape(self) -> tuple[int, ...]:
+        """Extent of the largest tile per axis, in voxels."""
+        return tuple(
+            [max(b - a for a, b in pairwise(e)) for e in self.edges],
+        )
+
+    @property
+    def is_regular(self) -> bool:
+        """Whether all tiles but the last of an axis have the same extent there."""
+        return all(
+            edges[i] == i * edges[1] for edges in self.edges for i in range(len(edges) - 1)
+        ) and all(edges[-1] - edges[-2] <= edges[1] for edges in self.edges)
+
+    def position(self, index: int) -> tuple[int, ...]:
+        """Return the place of tile `index` on the grid (C order)."""
+        position = []
+        for n in reversed(self.dims):
+            index, at = divmod(index, n)
+            position.append(at)
+        return tuple(reversed(position))
+
+    def index(self, position: Sequence[int]) -> int:
+        """Return the index of the tile at `position` (C order)."""
+        index = 0
+        for at, n in zip(position, self.dims, strict=True):
+            index = index * n + at
+        return index
+
+    def __getitem__(self, index: int) -> Tile:
+        if not 0 <= index < self.n_tiles:
+            raise IndexError(f"tile {index} of a grid of {self.n_tiles}")
+        position = self.position(index)
+        core = Box(
+            tuple([e[p] for e, p in zip(self.edges, position, strict=True)]),
+            tuple([e[p + 1] for e, p in zip(self.edges, position, strict=True)]),
+        )
+        return Tile(index, position, core, core.grow(self.halo, Box.whole(self.shape)))
+
+    def overlapping(self, box: Box) -> Iterator[Tile]:
+        """Yield the tiles whose cores share voxels with `box`, in C order."""
+        spans = [
+            range(bisect_right(edges, start) - 1, bisect_left(edges, stop))
+            for edges, start, stop in zip(self.edges, box.start, box.stop, strict=True)
+        ]
+        return (self[self.index(position)] for position in product(*spans))
+
+    def __len__(self) -> int:
+        return self.n_tiles
+
+    def __iter__(self) -> Iterator[Tile]:
+        return (self[index] for index in range(self.n_tiles))

@@ -1,0 +1,168 @@
+"""Shapes, chunks and write regions of a label pyramid.
+
+Only the last two axes (y, x) are halved; the others stay. A region is the unit of the last pass:
+it holds whole chunks of level 0, whole tiles wherever the tile shape allows it, and, for the
+first `n_fused` levels, whole chunks of each of those too. So every stored chunk has one writer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from patchworks.geometry.box import Box
+from patchworks.geometry.grid import TileGrid, ceil_div
+
+MIN_FUSED_CHUNK = 64
+"""Smallest chunk extent, in voxels, for which a level is still written with level 0."""
+
+
+def target_chunk(ndim: int) -> tuple[int, ...]:
+    """Return the chunk extents to aim for: about 1 MB of 2-D and 16 MB of 3-D uint32 labels."""
+    if ndim == 2:
+        return (512, 512)
+    return (1,) * (ndim - 3) + (64, 256, 256)
+
+
+@dataclass(frozen=True)
+class PyramidPlan:
+    """Every level of a label image and the regions that write it.
+
+    Parameters
+    ----------
+    shapes, chunks : tuple of tuple of int
+        Shape and chunk shape per level, in voxels of that level.
+    factor : tuple of int
+        Voxels of one level that become one voxel of the next, per axis.
+    region_shape : tuple of int
+        Extent of a region of the first pass, in voxels of level 0.
+    n_fused : int
+        Levels that the first pass writes; the others are made from the level above.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    chunks: tuple[tuple[int, ...], ...]
+    factor: tuple[int, ...]
+    region_shape: tuple[int, ...]
+    n_fused: int
+
+    @property
+    def n_levels(self) -> int:
+        """Number of levels, level 0 included."""
+        return len(self.shapes)
+
+    def regions(self, level: int = 0) -> TileGrid:
+        """Return the regions of the pass that writes `level`, in voxels of that level."""
+        ndim = len(self.factor)
+        if level < self.n_fused:
+            return TileGrid.regular(self.shapes[0], self.region_shape, (0,) * ndim)
+        extents = [
+            c * max(1, r // (c * f))
+            for c, r, f in zip(self.chunks[level], self.region_shape, self.factor, strict=True)
+        ]
+        return TileGrid.regular(self.shapes[level], tuple(extents), (0,) * ndim)
+
+    def cells_of(self, level: int, region: Box) -> Box:
+        """Return the box of `level` that a region of level 0 makes."""
+        factors = self.scale(level)
+        return Box(
+            tuple([a // f for a, f in zip(region.start, factors, strict=True)]),
+            tuple([ceil_div(b, f) for b, f in zip(region.stop, factors, strict=True)]),
+        )
+
+    def voxels_of(self, level: int, region: Box) -> Box:
+        """Return the box of the level above that makes a region of `level`."""
+        above = self.shapes[level - 1]
+        return Box(
+            tuple([a * f for a, f in zip(region.start, self.factor, strict=True)]),
+            tuple([min(b * f, n) for b, f, n in zip(region.stop, self.factor, above, strict=True)]),
+        )
+
+    def scale(self, level: int) -> tuple[int, ...]:
+        """Return how many voxels of level 0 one voxel of `level` spans, per axis."""
+        return tuple([f**level for f in self.factor])
+
+
+def plan_pyramid(grid: TileGrid, n_levels: int, downscale: int) -> PyramidPlan:
+    """Choose chunks and regions for a label image made of the tiles of `grid`.
+
+    Parameters
+    ----------
+    grid : TileGrid
+        The tiles whose labels are merged.
+    n_levels : int
+        Levels asked for, level 0 included; fewer where y and x are down to one voxel before.
+    downscale : int
+        Factor in y and x from one level to the next.
+
+    Examples
+    --------
+    >>> grid = TileGrid.regular((128, 2048, 2048), (64, 512, 512), (16, 16, 16))
+    >>> plan = plan_pyramid(grid, n_levels=5, downscale=2)
+    >>> plan.chunks[0], plan.chunks[3], plan.n_fused, plan.region_shape
+    ((64, 256, 256), (64, 64, 64), 4, (64, 512, 512))
+    """
+    ndim = grid.ndim
+    factor = (1,) * (ndim - 2) + (downscale, downscale)
+    shapes = [grid.shape]
+    while len(shapes) < n_levels and max(shapes[-1][-2:]) > 1:
+        shapes.append(tuple([ceil_div(n, f) for n, f in zip(shapes[-1], factor, strict=True)]))
+    axes = [
+        _chunk_and_region(edges, target)
+        for edges, target in zip(grid.edges, target_chunk(ndim), strict=True)
+    ]
+    chunk, region = tuple([c for c, _ in axes]), tuple([r for _, r in axes])
+    chunks = [chunk]
+    while len(chunks) < len(shapes):
+        fused = _fused_chunk(chunks, region, factor, shapes)
+        if fused is None:
+            break
+        chunks.append(fused)
+    n_fused = len(chunks)
+    chunks += [
+        tuple([min(c, n) for c, n in zip(chunk, shape, strict=True)]) for shape in shapes[n_fused:]
+    ]
+    return PyramidPlan(tuple(shapes), tuple(chunks), factor, region, n_fused)
+
+
+def _chunk_and_region(edges: tuple[int, ...], target: int) -> tuple[int, int]:
+    """Return chunk and region extent on one axis: aligned with the tiles wherever that can be."""
+    n, tile = edges[-1], max(b - a for a, b in pairwise(edges))
+    target = min(target, n)
+    if len(edges) == 2:
+        return target, target * ceil_div(n, target)
+    regular = all(edges[i] == i * edges[1] for i in range(len(edges) - 1)) and tile == edges[1]
+    if regular and tile < target:
+        chunk = tile * (target // tile)
+        return chunk, chunk
+    if regular:
+        chunk = max(d for d in range(1, target + 1) if tile % d == 0)
+        if chunk * 4 >= target:
+            return chunk, tile
+    return target, target * max(1, tile // target)
+
+
+def _fused_chunk(
+    chunks: list[tuple[int, ...]],
+    region: tuple[int, ...],
+    factor: tuple[int, ...],
+    shapes: list[tuple[int, ...]],
+) -> tuple[int, ...] | None:
+    """Return the chunk of the next level if regions hold whole chunks of it, else None."""
+    level = len(chunks)
+    chosen = []
+    for axis, f in enumerate(factor):
+        n, extent, last = shapes[level][axis], region[axis], chunks[-1][axis]
+        if extent >= shapes[0][axis]:
+            chosen.append(min(last, n))
+        elif f == 1:
+            chosen.append(last)
+        elif extent % f**level:
+            return None
+        else:
+            inside = extent // f**level
+            chunk = max(d for d in range(1, min(last, inside) + 1) if inside % d == 0)
+            if chunk < min(MIN_FUSED_CHUNK, last):
+                return None
+            chosen.append(chunk)
+    return tuple(chosen)

@@ -1,0 +1,1 @@
+"""The only code that touches storage: images in, staged labels, label images out."""

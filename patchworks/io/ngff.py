@@ -1,0 +1,211 @@
+"""OME-NGFF metadata, read and written: multiscales, axes, scales, `image-label`.
+
+Follows the OME-NGFF specification, versions 0.4 (zarr 2) and 0.5 (zarr 3). Older versions are
+read as far as their axes can be told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from patchworks.errors import InputError
+from patchworks.geometry.pyramid import PyramidPlan
+
+Version = Literal["0.4", "0.5"]
+
+PROVENANCE_KEY = "patchworks"
+"""Attribute under which a label image says which run made it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One axis of an image: name, type (`space`, `time`, `channel`) and unit, as in the store."""
+
+    name: str
+    type: str | None = None
+    unit: str | None = None
+
+    @property
+    def is_space(self) -> bool:
+        """Whether voxels along it have neighbours in space."""
+        return self.type == "space" or (self.type is None and self.name.lower() in "zyx")
+
+    @property
+    def as_dict(self) -> dict[str, str]:
+        """The axis as the specification writes it."""
+        pairs = (("name", self.name), ("type", self.type), ("unit", self.unit))
+        return {key: value for key, value in pairs if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One dataset of a multiscale image: its path, voxel size and position, per axis."""
+
+    path: str
+    scale: tuple[float, ...]
+    translation: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Multiscale:
+    """The first multiscale image of a group."""
+
+    version: str
+    name: str
+    axes: tuple[Axis, ...]
+    levels: tuple[Level, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What a label image takes over from its image: axes, and voxel size and position on each."""
+
+    axes: tuple[Axis, ...]
+    scale: tuple[float, ...]
+    translation: tuple[float, ...]
+
+    @classmethod
+    def unknown(cls, names: tuple[str, ...]) -> Calibration:
+        """Return axes of these names with nothing known about size and position."""
+        kinds = {"t": "time", "c": "channel"}
+        axes = tuple([Axis(n, kinds.get(n, "space")) for n in names])
+        return cls(axes, (1.0,) * len(names), (0.0,) * len(names))
+
+
+def default_axis_names(ndim: int) -> tuple[str, ...]:
+    """Return the names for the axes of an array that has none."""
+    return ("t", "c", "z", "y", "x")[-ndim:] if ndim != 4 else ("t", "z", "y", "x")
+
+
+def read_multiscale(attributes: Mapping[str, Any], where: str) -> Multiscale | None:
+    """Return the first multiscale image that a group's attributes describe, or None.
+
+    Raises
+    ------
+    InputError
+        If there is one but it cannot be understood.
+    """
+    ome = attributes.get("ome", attributes)
+    found = ome.get("multiscales") if isinstance(ome, Mapping) else None
+    if not found:
+        return None
+    try:
+        image = found[0]
+        version = str(ome.get("version", image.get("version", "0.4")))
+        rank = _rank(image)
+        axes = _axes(image, rank)
+        shared = _transform(image.get("coordinateTransformations"), rank)
+        levels = tuple([_level(dataset, rank, shared) for dataset in image["datasets"]])
+        return Multiscale(version, str(image.get("name", "")), axes, levels)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{where}: the multiscales metadata cannot be read ({type(error).__name__}: {error}); "
+            f"expected OME-NGFF 0.4 or 0.5"
+        ) from error
+
+
+def _rank(image: Mapping[str, Any]) -> int:
+    return len(image["axes"]) if "axes" in image else 5  # before 0.3 always t, c, z, y, x
+
+
+def _axes(image: Mapping[str, Any], rank: int) -> tuple[Axis, ...]:
+    kinds = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
+    axes = []
+    for axis in image.get("axes", default_axis_names(rank)):
+        if isinstance(axis, str):
+            axes.append(Axis(axis, kinds.get(axis)))
+        else:
+            name = str(axis["name"])
+            axes.append(Axis(name, axis.get("type", kinds.get(name)), axis.get("unit")))
+    return tuple(axes)
+
+
+def _level(
+    dataset: Mapping[str, Any], rank: int, shared: tuple[tuple[float, ...], tuple[float, ...]]
+) -> Level:
+    scale, translation = _transform(dataset.get("coordinateTransformations"), rank)
+    return Level(
+        str(dataset["path"]),
+        tuple([a * b for a, b in zip(scale, shared[0], strict=True)]),
+        tuple([a * f + b for a, f, b in zip(translation, *shared, strict=True)]),
+    )
+
+
+def _transform(steps: Any, rank: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return scale and translation of a list of coordinateTransformations."""
+    scale, translation = (1.0,) * rank, (0.0,) * rank
+    for step in steps or ():
+        if step["type"] == "scale":
+            scale = tuple([float(v) for v in step["scale"]])
+        elif step["type"] == "translation":
+            translation = tuple([float(v) for v in step["translation"]])
+    if len(scale) != rank or len(translation) != rank:
+        raise ValueError(f"a transformation does not have {rank} entries, one per axis")
+    return scale, translation
+
+
+def label_attributes(
+    version: Version,
+    *,
+    name: str,
+    calibration: Calibration,
+    pyramid: PyramidPlan,
+    source: str | None,
+) -> dict[str, Any]:
+    """Return the attributes of a label image's group.
+
+    Parameters
+    ----------
+    version : {"0.4", "0.5"}
+        Version of the specification to write.
+    name : str
+        Name of the label image.
+    calibration : Calibration
+        Axes, and size and position of level 0.
+    pyramid : PyramidPlan
+        The levels. A voxel of a level stands for a cell of the level above: its centre lies
+        (factor - 1) / 2 voxels further in.
+    source : str or None
+        Path to the image from the label image, if it lies in the same store.
+    """
+    datasets = []
+    for level in range(pyramid.n_levels):
+        factors = pyramid.scale(level)
+        scale = [s * f for s, f in zip(calibration.scale, factors, strict=True)]
+        translation = [
+            t + s * (f - 1) / 2
+            for t, s, f in zip(calibration.translation, calibration.scale, factors, strict=True)
+        ]
+        steps: list[dict[str, Any]] = [{"type": "scale", "scale": scale}]
+        if any(translation):
+            steps.append({"type": "translation", "translation": translation})
+        datasets.append({"path": str(level), "coordinateTransformations": steps})
+    multiscale = {
+        "name": name,
+        "axes": [axis.as_dict for axis in calibration.axes],
+        "datasets": datasets,
+        "type": "mode",
+        "metadata": {"description": "most frequent label of each cell; ties go to the object"},
+    }
+    label: dict[str, Any] = {} if source is None else {"source": {"image": source}}
+    if version == "0.4":
+        return {
+            "multiscales": [{"version": version, **multiscale}],
+            "image-label": {"version": version, **label},
+        }
+    return {"ome": {"version": version, "multiscales": [multiscale], "image-label": label}}
+
+
+def with_label_listed(attributes: Mapping[str, Any], version: Version, name: str) -> dict[str, Any]:
+    """Return the attributes of a `labels` group with `name` added to the labels it lists."""
+    found = dict(attributes)
+    if version == "0.5":
+        ome = dict(found.get("ome", {}))
+        labels = [*ome.get("labels", [])]
+        ome.update(version=ome.get("version", version))
+        ome["labels"] = labels if name in labels else [*labels, name]
+        return {**found, "ome": ome}
+    labels = [*found.get("labels", [])]
+    return {**found, "labels": labels if name in labels else [*labels, name]}

@@ -1,0 +1,100 @@
+"""The record of a tile: that it is done, how many labels it has, what its seams look like.
+
+One small file per tile, and the one truth for "done": it is written after the staged labels, under
+a temporary name, and renamed. Layout: magic and header length (8 bytes), a JSON header, then the
+seam planes one after the other, each a zstd frame of C-ordered local labels.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numcodecs import zstd
+
+MAGIC = b"PWR1"
+PREFIX = struct.Struct("<4sI")
+LEVEL = 1
+"""zstd's fastest level: on labels it is both smaller and quicker than blosc."""
+
+
+def smallest_unsigned(largest: int) -> np.dtype:
+    """Return the smallest unsigned dtype that holds `largest`.
+
+    Examples
+    --------
+    >>> smallest_unsigned(255), smallest_unsigned(256)
+    (dtype('uint8'), dtype('uint16'))
+    """
+    return np.min_scalar_type(largest)
+
+
+@dataclass(frozen=True, slots=True)
+class TileRecord:
+    """What is kept of a tile beside its staged labels.
+
+    Parameters
+    ----------
+    tile : int
+        Index of the tile.
+    n_labels : int
+        Local labels 1..n_labels own voxels of the core; 0 means that nothing was staged.
+    n_nodes : int
+        Local labels up to n_nodes appear in the seam planes; those above n_labels lie in the halo
+        only and own no voxel here, but carry an object from one neighbour to the next.
+    planes : mapping of str to numpy.ndarray
+        Local labels on each side's seam planes; a side with nothing on it has none.
+    """
+
+    tile: int
+    n_labels: int
+    n_nodes: int
+    planes: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        """Return the record as the bytes of its file."""
+        frames, index = [], []
+        for key, plane in self.planes.items():
+            frame = zstd.compress(np.ascontiguousarray(plane), LEVEL)
+            index.append([key, plane.dtype.str, plane.shape, len(frame)])
+            frames.append(bytes(frame))
+        header = json.dumps(
+            {
+                "tile": self.tile,
+                "n_labels": self.n_labels,
+                "n_nodes": self.n_nodes,
+                "planes": index,
+            },
+        ).encode()
+        return b"".join([PREFIX.pack(MAGIC, len(header)), header, *frames])
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> TileRecord:
+        """Return the record in a file's bytes; raises ValueError if it is damaged."""
+        header, offset = read_header(content)
+        planes = {}
+        for key, dtype, shape, length in header["planes"]:
+            frame = content[offset : offset + length]
+            if len(frame) != length:
+                raise ValueError("the file ends within a seam plane")
+            try:
+                plane = np.frombuffer(zstd.decompress(frame), dtype)
+            except RuntimeError as error:
+                raise ValueError(str(error)) from error
+            planes[key] = plane.reshape(shape)
+            offset += length
+        return cls(header["tile"], header["n_labels"], header["n_nodes"], planes)
+
+
+def read_header(content: bytes) -> tuple[dict[str, Any], int]:
+    """Return a record's header and where its planes begin; raises ValueError if damaged."""
+    if len(content) < PREFIX.size:
+        raise ValueError("the file is too short")
+    magic, length = PREFIX.unpack_from(content)
+    if magic != MAGIC or len(content) < PREFIX.size + length:
+        raise ValueError("the header is damaged")
+    return json.loads(content[PREFIX.size : PREFIX.size + length]), PREFIX.size + length

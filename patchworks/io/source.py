@@ -1,0 +1,367 @@
+"""The image of a run: one spatial array, wherever its voxels lie."""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import zarr
+from zarr.errors import (
+    ArrayNotFoundError,
+    GroupNotFoundError,
+    MetadataValidationError,
+    NodeTypeValidationError,
+)
+from zarr.storage import FsspecStore, LocalStore
+
+from patchworks.errors import InputError, SourceNotFoundError
+from patchworks.geometry.box import Box
+from patchworks.io.identity import (
+    identity_of_array,
+    identity_of_files,
+    identity_of_samples,
+    sample_boxes,
+)
+from patchworks.io.location import Location, ZarrArray, open_array
+from patchworks.io.ngff import (
+    Axis,
+    Calibration,
+    Level,
+    Multiscale,
+    Version,
+    default_axis_names,
+    read_multiscale,
+)
+
+NOT_ZARR = (
+    ArrayNotFoundError,
+    GroupNotFoundError,
+    NodeTypeValidationError,
+    MetadataValidationError,
+    FileNotFoundError,
+    NotADirectoryError,
+    ValueError,
+    KeyError,
+    TypeError,
+)
+"""What zarr raises on something that is not a zarr store, or a broken one."""
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """An array in a store; opened when first read, anew in every process."""
+
+    location: Location
+    component: str = ""
+
+    @functools.cached_property
+    def array(self) -> ZarrArray:
+        """The opened array."""
+        return open_array(self.location, self.component)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"location": self.location, "component": self.component}
+
+
+@dataclass(frozen=True, slots=True)
+class HeldArray:
+    """An array that this process holds: NumPy, or anything that slices like it."""
+
+    array: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSource:
+    """One spatial array of an image, and where its labels would go.
+
+    Parameters
+    ----------
+    stored : StoredArray or HeldArray
+        The array as it is stored, with all of its axes.
+    pick : tuple of (int or None)
+        Per stored axis the index taken, or None for an axis that is kept.
+    shape, dtype
+        Spatial shape, in voxels, and dtype.
+    chunks : tuple of int or None
+        Chunk shape on the kept axes; None for an array in memory.
+    calibration : Calibration
+        Axes, voxel size and position on the kept axes.
+    name : str
+        What messages call the image.
+    group : Location or None
+        The group that the array belongs to: labels go below it.
+    version : {"0.4", "0.5"}
+        OME-NGFF version that goes with the group's zarr format.
+    """
+
+    stored: StoredArray | HeldArray
+    pick: tuple[int | None, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    chunks: tuple[int, ...] | None
+    calibration: Calibration
+    name: str
+    group: Location | None = None
+    version: Version = "0.5"
+
+    def read(self, box: Box) -> np.ndarray:
+        """Return the voxels of `box`, shape ``box.shape``."""
+        kept = iter(box.slices)
+        index = tuple([next(kept) if p is None else p for p in self.pick])
+        return np.asarray(self.stored.array[index])
+
+    def sample(self, max_voxels: int = 2**22) -> np.ndarray:
+        """Return up to about `max_voxels` voxels from boxes spread over the image, flat."""
+        chunk = tuple([min(c, 256) for c in self.chunks or self.shape])
+        n_boxes = max(1, max_voxels // int(np.prod(chunk)))
+        boxes = sample_boxes(self.shape, chunk, n_boxes)
+        return np.concatenate([self.read(box).ravel() for box in boxes])
+
+    def identity(self) -> str:
+        """Return a digest that changes when the image is written anew."""
+        array = self.stored.array
+        place = (self.pick, getattr(self.stored, "component", ""))
+        if isinstance(array, np.ndarray):
+            return identity_of_array(array)
+        store = getattr(array, "store", None)
+        if isinstance(store, LocalStore):
+            return f"{identity_of_files(store.root / array.path)}{place}"
+        whole = Box.whole(array.shape)
+        if isinstance(store, FsspecStore):
+            return f"{identity_of_samples(array, whole.shape, array.chunks)}{place}"
+        return f"{identity_of_array(np.asarray(array[whole.slices]))}{place}"
+
+    def held_by_this_process(self) -> bool:
+        """Whether other processes could not read it (NumPy, or a store in memory)."""
+        if isinstance(self.stored, HeldArray):
+            store = getattr(self.stored.array, "store", None)
+            return not isinstance(store, (LocalStore, FsspecStore))
+        return self.stored.location.url.startswith("memory://")
+
+
+def source_of_array(array: np.ndarray, channel: int | None) -> ImageSource:
+    """Return the source for a NumPy array, every axis of which is spatial."""
+    names = default_axis_names(array.ndim)
+    check_channel(channel, None, "the array")
+    return ImageSource(
+        stored=HeldArray(array),
+        pick=(None,) * array.ndim,
+        shape=array.shape,
+        dtype=array.dtype,
+        chunks=None,
+        calibration=Calibration.unknown(names),
+        name="array",
+    )
+
+
+def source_of_zarr_array(array: ZarrArray, channel: int | None) -> ImageSource:
+    """Return the source for a zarr array; its dimension names, if any, tell the channel axis."""
+    name = f"zarr array {array.path or array.store}"
+    return _select(array, HeldArray(array), _axes_of(array), None, channel, name)
+
+
+def open_source(image: str | os.PathLike[str], *, channel: int | None, level: int) -> ImageSource:
+    """Open a level of an OME-Zarr image, or a plain zarr array, at a path or URL.
+
+    Raises
+    ------
+    SourceNotFoundError
+        If nothing is there, or it is not a zarr store.
+    InputError
+        If `channel` or `level` is out of range, or the group does not say which array to take.
+    """
+    found = find_array(Location.parse(image), level)
+    axes = found.axes or _axes_of(found.stored.array)
+    placed = None if found.level is None else (found.level.scale, found.level.translation)
+    name = str(found.stored.location)
+    source = _select(found.stored.array, found.stored, axes, placed, channel, name)
+    return replace(source, group=found.group, version=found.version)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundArray:
+    """An array that a path names, and what its group's metadata say of it, if there are any."""
+
+    stored: StoredArray
+    version: Version
+    group: Location | None = None
+    axes: tuple[Axis, ...] | None = None
+    level: Level | None = None
+
+
+def find_array(location: Location, level: int) -> FoundArray:
+    """Return the array that `location` names: a level of an OME-Zarr image, or a plain one."""
+    node = _open_node(location)
+    version: Version = "0.4" if node.metadata.zarr_format == 2 else "0.5"
+    if isinstance(node, zarr.Array):
+        _check_level(level, 1, location)
+        return FoundArray(StoredArray(location), version)
+    multiscale = read_multiscale(dict(node.attrs), str(location))
+    component = _component(node, multiscale, level, location)
+    stored = StoredArray(location, component)
+    try:
+        rank = stored.array.ndim
+    except NOT_ZARR as error:
+        raise SourceNotFoundError(
+            f"{location}: the group names an array {component!r} that cannot be opened ({error})"
+        ) from error
+    if multiscale is None:
+        return FoundArray(stored, version, location)
+    if len(multiscale.axes) != rank:
+        raise InputError(
+            f"{location}: {component!r} has {rank} axes, the metadata names "
+            f"{len(multiscale.axes)}; repair the store's multiscales metadata"
+        )
+    return FoundArray(stored, version, location, multiscale.axes, multiscale.levels[level])
+
+
+def open_component(store: str | os.PathLike[str], component: str) -> ImageSource:
+    """Return the source for one array of a store, such as labels; every axis is kept.
+
+    Raises
+    ------
+    SourceNotFoundError
+        If there is no such store or array.
+    """
+    location = Location.parse(store)
+    node = _open_node(location)
+    stored = StoredArray(location, "" if isinstance(node, zarr.Array) else component)
+    try:
+        array = stored.array
+    except NOT_ZARR as error:
+        names = [] if isinstance(node, zarr.Array) else sorted(node.array_keys())
+        raise SourceNotFoundError(
+            f"{location}: there is no array {component!r} in it; it holds {names[:8]}"
+        ) from error
+    axes = tuple([Axis(axis.name, "space") for axis in _axes_of(array)])
+    source = _select(array, stored, axes, None, None, f"{location}/{component}")
+    return replace(source, version="0.4" if array.metadata.zarr_format == 2 else "0.5")
+
+
+def _open_node(location: Location) -> ZarrArray | zarr.Group:
+    if not location.exists():
+        raise SourceNotFoundError(f"{location}: there is nothing at this path")
+    try:
+        return zarr.open(location.store(read_only=True), mode="r")
+    except NOT_ZARR as error:
+        raise SourceNotFoundError(
+            f"{location}: not a zarr store ({type(error).__name__}); give the folder of an "
+            f"OME-Zarr or plain zarr image, or convert the file first with "
+            f"patchworks.plugins.ome_zarr.to_ome_zarr"
+        ) from error
+
+
+def _component(
+    group: zarr.Group, multiscale: Multiscale | None, level: int, location: Location
+) -> str:
+    """Return the path of the array to read below a group."""
+    if multiscale is not None:
+        _check_level(level, len(multiscale.levels), location)
+        return multiscale.levels[level].path
+    names = sorted(group.array_keys())
+    _check_level(level, 1, location)
+    if len(names) == 1 or "0" in names:
+        return "0" if "0" in names else names[0]
+    raise InputError(
+        f"{location}: a group without OME-NGFF metadata and with {len(names)} arrays {names[:8]}; "
+        f"give the path of one array, such as {location}/{names[0] if names else 'NAME'}"
+    )
+
+
+def _check_level(level: int, n_levels: int, location: Location) -> None:
+    if isinstance(level, bool) or not isinstance(level, int) or not 0 <= level < n_levels:
+        raise InputError(
+            f"level={level!r}: {location} has {n_levels} level(s), 0 to {n_levels - 1}"
+        )
+
+
+def check_channel(channel: int | None, n_channels: int | None, where: str) -> int:
+    """Return the channel index to take, or raise InputError saying what there is."""
+    if n_channels is None:
+        if channel not in (None, 0):
+            raise InputError(f"channel={channel!r}: {where} has no channel axis; leave it out")
+        return 0
+    if channel is None and n_channels == 1:
+        return 0
+    if isinstance(channel, bool) or not isinstance(channel, (int, np.integer)):
+        raise InputError(f"channel={channel!r}: expected an index from 0 to {n_channels - 1}")
+    if not 0 <= channel < n_channels:
+        raise InputError(
+            f"channel={channel}: {where} has {n_channels} channel(s), 0 to {n_channels - 1}"
+        )
+    return int(channel)
+
+
+def _axes_of(array: ZarrArray) -> tuple[Axis, ...]:
+    names = getattr(array.metadata, "dimension_names", None) or ()
+    if len(names) != array.ndim or any(not n for n in names) or len(set(names)) != array.ndim:
+        names = default_axis_names(array.ndim)
+        if array.ndim > 3:  # nothing says what they are: all of them are space
+            return tuple([Axis(n, "space") for n in names])
+    return Calibration.unknown(tuple([str(n) for n in names])).axes
+
+
+def _select(
+    array: ZarrArray,
+    stored: StoredArray | HeldArray,
+    axes: tuple[Axis, ...],
+    placed: tuple[tuple[float, ...], tuple[float, ...]] | None,
+    channel: int | None,
+    name: str,
+) -> ImageSource:
+    """Return the spatial part of a stored array: one channel, one time point."""
+    pick = tuple([_pick(axis, n, channel, name) for axis, n in zip(axes, array.shape, strict=True)])
+    if all(axis.type != "channel" for axis in axes):
+        check_channel(channel, None, name)
+    kept = [i for i, p in enumerate(pick) if p is None]
+    scale, translation = placed or ((1.0,) * array.ndim, (0.0,) * array.ndim)
+    calibration = Calibration(
+        tuple([axes[i] for i in kept]),
+        tuple([scale[i] for i in kept]),
+        tuple([translation[i] for i in kept]),
+    )
+    return ImageSource(
+        stored=stored,
+        pick=pick,
+        shape=tuple([array.shape[i] for i in kept]),
+        dtype=array.dtype,
+        chunks=tuple([array.chunks[i] for i in kept]),
+        calibration=calibration,
+        name=name,
+    )
+
+
+def _pick(axis: Axis, extent: int, channel: int | None, name: str) -> int | None:
+    """Return the index taken on one axis, or None to keep it."""
+    if axis.type == "channel":
+        return check_channel(channel, extent, name)
+    if axis.type == "time":
+        if extent > 1:
+            raise InputError(
+                f"{name}: a time series of {extent} time points; segment one at a time, such as "
+                f"tile_process(load_ome_zarr(path, channel=0)[t], ...)"
+            )
+        return 0
+    return None
+
+
+Kind = Literal["numpy", "zarr", "dask", "path"]
+
+
+def kind_of(image: object) -> Kind:
+    """Return which kind of input `image` is, or raise InputError."""
+    if isinstance(image, np.ndarray):
+        return "numpy"
+    if isinstance(image, zarr.Array):
+        return "zarr"
+    if isinstance(image, (str, os.PathLike)):
+        return "path"
+    if hasattr(image, "__dask_graph__") and hasattr(image, "chunks"):
+        return "dask"
+    raise InputError(
+        f"image of type {type(image).__name__}: expected a path or URL, a zarr array, a Dask "
+        f"array or a NumPy array"
+    )

@@ -1,0 +1,200 @@
+"""The stage of a run: staged labels and records of its tiles, on a file system all workers share.
+
+::
+
+    <stage>/run.json                    what the run is; written first
+    <stage>/labels/00000/00000017.zst   staged labels of tile 17: one zstd frame of a .npy file
+    <stage>/records/00000/00000017.rec  its record: tile 17 is done once this exists
+    <stage>/occupancy.npy               which tiles hold signal, if the run skips empty ones
+    <stage>/relabeling/                 from local to global labels
+    <stage>/regions/                    regions of the last pass that are written
+    <stage>/image.zarr                  the image, where workers could not read it otherwise
+
+Staged labels are written once and never changed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numcodecs import zstd
+
+from patchworks.errors import StageError, TargetNotWritableError
+from patchworks.geometry.grid import ceil_div
+from patchworks.io.location import Location
+from patchworks.io.record import LEVEL, TileRecord, read_header
+
+FORMAT = 1
+PER_FOLDER = 4096
+HEADER_BYTES = 4096
+"""Bytes read for a record's header alone; planes are few, headers are short."""
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it is there as a whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A run's stage; a path, so that it can be sent to any worker."""
+
+    root: Path
+
+    @classmethod
+    def create(cls, root: Path, manifest: Mapping[str, Any], n_tiles: int) -> Stage:
+        """Make the stage, or open the one that an interrupted run of the same kind left.
+
+        Raises
+        ------
+        TargetNotWritableError
+            If the place cannot be written.
+        StageError
+            If another run's stage is there.
+        """
+        stage = cls(root)
+        try:
+            stage._make(manifest, n_tiles)
+        except OSError as error:
+            raise TargetNotWritableError(
+                f"stage {root}: cannot be written ({error.strerror or error}); give another place "
+                f"with stage_dir="
+            ) from error
+        found = stage.manifest()
+        if found.get("fingerprint") != manifest["fingerprint"] or found.get("format") != FORMAT:
+            raise StageError(
+                f"stage {root} belongs to another run; delete it, or give another stage_dir="
+            )
+        return stage
+
+    def _make(self, manifest: Mapping[str, Any], n_tiles: int) -> None:
+        for kind in ("labels", "records"):
+            for folder in range(ceil_div(n_tiles, PER_FOLDER)):
+                (self.root / kind / f"{folder:05d}").mkdir(parents=True, exist_ok=True)
+        (self.root / "regions").mkdir(exist_ok=True)
+        if not (self.root / "run.json").exists():
+            content = json.dumps({"format": FORMAT, **manifest}, indent=1, default=str)
+            write_whole(self.root / "run.json", content.encode())
+
+    def manifest(self) -> dict[str, Any]:
+        """Return what the run's first act wrote down; empty if there is none to be read."""
+        try:
+            content = json.loads((self.root / "run.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def remove(self) -> None:
+        """Delete the stage, and the folder around it if it held only this one."""
+        shutil.rmtree(self.root, ignore_errors=True)
+        if self.root.parent.name.endswith(".stage"):
+            try:
+                self.root.parent.rmdir()
+            except OSError:  # another run's stage is in it
+                return
+
+    def forget_regions(self) -> None:
+        """Drop the marks of finished regions: their label image is begun anew."""
+        shutil.rmtree(self.root / "regions", ignore_errors=True)
+        (self.root / "regions").mkdir()
+
+    @property
+    def image(self) -> Location:
+        """Where a copy of the image lies, if the run needs one."""
+        return Location(str(self.root / "image.zarr"))
+
+    def _file(self, kind: str, tile: int, ending: str) -> Path:
+        return self.root / kind / f"{tile // PER_FOLDER:05d}" / f"{tile:08d}.{ending}"
+
+    def is_done(self, tile: int) -> bool:
+        """Return whether the tile's record exists."""
+        return self._file("records", tile, "rec").exists()
+
+    def done(self) -> list[int]:
+        """Return the indices of all tiles that are done, from one look at the folders."""
+        tiles = []
+        for folder in sorted((self.root / "records").iterdir()):
+            names = sorted(entry.name for entry in os.scandir(folder))
+            tiles += [int(n.removesuffix(".rec")) for n in names if n.endswith(".rec")]
+        return tiles
+
+    def write_labels(self, tile: int, labels: np.ndarray) -> None:
+        """Write the staged labels of a tile, shape of its core."""
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            header, {"descr": labels.dtype.str, "fortran_order": False, "shape": labels.shape}
+        )
+        content = np.empty(header.tell() + labels.nbytes, np.uint8)
+        content[: header.tell()] = np.frombuffer(header.getvalue(), np.uint8)
+        content[header.tell() :] = np.ascontiguousarray(labels).view(np.uint8).ravel()
+        self._file("labels", tile, "zst").write_bytes(zstd.compress(content, LEVEL))
+
+    def read_labels(self, tile: int) -> np.ndarray:
+        """Return the staged labels of a tile, shape of its core."""
+        path = self._file("labels", tile, "zst")
+        try:
+            content = zstd.decompress(path.read_bytes())
+            stream = io.BytesIO(content[:256])
+            np.lib.format.read_magic(stream)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+            return np.frombuffer(content, dtype, offset=stream.tell()).reshape(shape)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise self._damaged(tile, path, error) from error
+
+    def write_record(self, record: TileRecord) -> None:
+        """Mark a tile as done."""
+        write_whole(self._file("records", record.tile, "rec"), record.to_bytes())
+
+    def read_record(self, tile: int) -> TileRecord:
+        """Return a tile's record with its seam planes."""
+        path = self._file("records", tile, "rec")
+        try:
+            return TileRecord.from_bytes(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise self._damaged(tile, path, error) from error
+
+    def read_counts(self, tile: int) -> tuple[int, int]:
+        """Return a tile's number of labels and of nodes, without reading its planes."""
+        path = self._file("records", tile, "rec")
+        try:
+            with path.open("rb") as file:
+                header, _ = read_header(file.read(HEADER_BYTES))
+            return int(header["n_labels"]), int(header["n_nodes"])
+        except (OSError, ValueError) as error:
+            raise self._damaged(tile, path, error) from error
+
+    def _damaged(self, tile: int, path: Path, error: Exception) -> StageError:
+        return StageError(
+            f"tile {tile}: {path} cannot be read ({error}); delete "
+            f"{self._file('records', tile, 'rec')} and call again to do this tile again"
+        )
+
+    def write_array(self, name: str, array: np.ndarray) -> None:
+        """Write a small array of the whole run, such as the occupancy."""
+        buffer = io.BytesIO()
+        np.save(buffer, array)
+        write_whole(self.root / f"{name}.npy", buffer.getvalue())
+
+    def read_array(self, name: str) -> np.ndarray | None:
+        """Return a small array of the run, mapped from its file, or None."""
+        path = self.root / f"{name}.npy"
+        return np.load(path, mmap_mode="r") if path.exists() else None
+
+    def mark_region(self, region: int) -> None:
+        """Note that a region of the last pass is written."""
+        (self.root / "regions" / f"{region:08d}").touch()
+
+    def finished_regions(self) -> set[int]:
+        """Return the regions of the last pass that are written."""
+        names = (entry.name for entry in os.scandir(self.root / "regions"))
+        return {int(name) for name in names if name.isdigit()}

@@ -1,0 +1,158 @@
+"""Dask arrays in and out: lazy views of stores, and Dask inputs computed once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+import dask.array as da
+import numpy as np
+import zarr
+
+from patchworks.errors import InputError
+from patchworks.geometry.grid import TileGrid
+from patchworks.io.location import Location, open_array, open_group
+from patchworks.io.source import (
+    HeldArray,
+    ImageSource,
+    StoredArray,
+    check_channel,
+    find_array,
+)
+from patchworks.pipeline import RunPlan, with_source
+from patchworks.plan import PathLike
+
+logger = logging.getLogger(__name__)
+
+IN_MEMORY_BYTES = 2**28
+"""Dask arrays up to this size are computed into memory; larger ones into the stage."""
+
+COMPLETE = "complete"
+
+
+def lazy_array(location: Location, component: str) -> da.Array:
+    """Return a Dask array over an array in a store; nothing is read."""
+    array = open_array(location, component)
+    lazy: da.Array = da.from_array(array, chunks=array.chunks, name=False, inline_array=True)
+    return lazy
+
+
+def load_ome_zarr(
+    path: PathLike,
+    channel: int | None = 0,
+    level: int = 0,
+    chunks: Sequence[int] | None = None,
+    *,
+    label: str | None = None,
+) -> da.Array:
+    """Open a level of an OME-Zarr image, or of one of its label images, as a lazy array.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The store, OME-NGFF 0.4 or 0.5 or plain zarr, local or a URL.
+    channel : int or None
+        Channel to take, its axis dropped; None keeps them all.
+    level : int
+        Level of the pyramid, 0 for full resolution.
+    chunks : sequence of int, optional
+        Chunks of the result; those of the store by default.
+    label : str, optional
+        Name of a label image in the store, to be opened instead of the image.
+
+    Returns
+    -------
+    dask.array.Array
+        The axes of the image in its order; a time axis of one time point is dropped.
+
+    Raises
+    ------
+    SourceNotFoundError
+        If there is no such store.
+    InputError
+        If it has no such level, channel or label image.
+    """
+    location = Location.parse(path)
+    found = find_array(location if label is None else location / "labels" / label, level)
+    array = lazy_array(found.stored.location, found.stored.component)
+    kinds = [axis.type for axis in found.axes or ()]
+    index: list[int | slice] = [slice(None)] * array.ndim
+    if channel is not None:
+        at = kinds.index("channel") if "channel" in kinds else None
+        picked = check_channel(channel, None if at is None else array.shape[at], str(location))
+        if at is not None:
+            index[at] = picked
+    if "time" in kinds and array.shape[kinds.index("time")] == 1:
+        index[kinds.index("time")] = 0
+    picked_array: da.Array = array[tuple(index)]
+    return picked_array if chunks is None else picked_array.rechunk(tuple(chunks))
+
+
+def make_readable(plan: RunPlan, *, by_other_processes: bool) -> RunPlan:
+    """Return the plan with an image that every worker can read.
+
+    A Dask array is computed once, chunk by chunk: into memory while it is small, else into the
+    stage. An array in this process's memory goes to the stage if the workers are other processes.
+    """
+    source = plan.source
+    array = source.stored.array
+    if isinstance(array, da.Array):
+        if array.nbytes <= IN_MEMORY_BYTES and not by_other_processes:
+            return with_source(plan, replace(source, stored=HeldArray(array.compute())))
+        return with_source(plan, _into_stage(plan, array))
+    if by_other_processes and source.held_by_this_process():
+        chunks = tuple([min(t, 512) for t in plan.spec.grid.tile_shape])
+        lazy = da.from_array(array, chunks=chunks, name=False)
+        return with_source(plan, _into_stage(plan, lazy))
+    return plan
+
+
+def _into_stage(plan: RunPlan, array: da.Array) -> ImageSource:
+    """Return a source whose array was computed into the stage, now or by an earlier try."""
+    location = plan.stage.image
+    copy = replace(plan.source, stored=StoredArray(location, "0"))
+    if location.exists() and open_group(location).attrs.get(COMPLETE):
+        return copy
+    chunks = tuple([max(c) for c in array.chunks])
+    logger.info("computing the Dask array of %.2f GiB into %s", array.nbytes / 2**30, location)
+    group = zarr.open_group(location.store(read_only=False), mode="w", zarr_format=3)
+    group.create_array("0", shape=array.shape, chunks=chunks, dtype=array.dtype)
+    target = open_array(location, "0", mode="r+")
+    da.store(array.rechunk(chunks), target, lock=False)  # type: ignore[arg-type]
+    group.attrs[COMPLETE] = True
+    return copy
+
+
+def blocks_of(image: da.Array, overlap: int) -> tuple[TileGrid, dict[int, dict[int, int]]]:
+    """Return the tiles of an array whose blocks still have their halos, and where blocks begin.
+
+    Blocks are as `dask.array.overlap.overlap` makes them with ``boundary="none"``: a halo on every
+    side that has a neighbour.
+
+    Returns
+    -------
+    grid : TileGrid
+        The tiles, in the image without the halos.
+    starts : dict of int to dict of int to int
+        Per axis, for the first voxel that a tile reads, the first voxel of its block.
+    """
+    halo = tuple([overlap if len(axis) > 1 else 0 for axis in image.chunks])
+    trimmed = []
+    for extents, h in zip(image.chunks, halo, strict=True):
+        last = len(extents) - 1
+        sides = [(i > 0) + (i < last) for i in range(len(extents))]
+        cores = [n - h * s for n, s in zip(extents, sides, strict=True)]
+        if min(cores) < max(1, h):
+            raise InputError(
+                f"overlap={overlap}: blocks of {extents[:4]} voxels do not have a halo of that "
+                f"size on each inner side; give the depth that the array was made with"
+            )
+        trimmed.append(cores)
+    grid = TileGrid.from_chunks(trimmed, halo)
+    starts: dict[int, dict[int, int]] = {}
+    for axis, extents in enumerate(image.chunks):
+        raw = np.concatenate([[0], np.cumsum(extents)])
+        reads = [max(0, edge - halo[axis]) for edge in grid.edges[axis][:-1]]
+        starts[axis] = {read: int(raw[i]) for i, read in enumerate(reads)}
+    return grid, starts

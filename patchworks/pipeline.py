@@ -1,0 +1,262 @@
+"""What an engine runs: the steps over batches of tiles. The library and the flows share it all.
+
+Every function takes a plan and indices and returns small records; voxels pass through storage.
+Each may be run again at any time: what is done is left alone, and what is written is the same.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from patchworks.geometry.box import Box
+from patchworks.io.label_image import LabelImage, LabelTarget
+from patchworks.io.record import TileRecord
+from patchworks.io.source import ImageSource
+from patchworks.io.stage import Stage
+from patchworks.run import RunSpec
+from patchworks.segmenters import Segmenter, name_of, otsu_threshold
+from patchworks.steps.merge import Relabeling, build_relabeling, gather_region
+from patchworks.steps.occupancy import is_occupied
+from patchworks.steps.pyramid import pool_labels
+from patchworks.steps.seams import join_contact
+from patchworks.steps.segment import segment_tile
+from patchworks.steps.stage import stage_empty_tile, stage_tile
+
+logger = logging.getLogger(__name__)
+
+OCCUPANCY = "occupancy"
+RECORDS_IN_MEMORY = 512
+"""Records kept while seams are judged: a tile meets the tiles of the next row again."""
+
+Status = Literal["segmented", "empty", "reused"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """A run, ready to be worked on by any process that sees its stage.
+
+    Parameters
+    ----------
+    spec : RunSpec
+        Tiles, seams, levels.
+    source : ImageSource
+        The image.
+    segmenter : callable
+        The function, prepared.
+    stage : Stage
+        Where tiles are staged.
+    target : LabelTarget
+        Where the label image goes.
+    tiles_fingerprint, fingerprint : str
+        What decides the stage, and the label image.
+    segmenter_name : str
+        What messages and metadata call the function.
+    """
+
+    spec: RunSpec
+    source: ImageSource
+    segmenter: Segmenter
+    stage: Stage
+    target: LabelTarget
+    tiles_fingerprint: str
+    fingerprint: str
+    segmenter_name: str
+
+    def label_image(self, relabeling: Relabeling) -> LabelImage:
+        """Return the label image that the run writes."""
+        return LabelImage(self.target, self.spec.pyramid, relabeling.dtype, self.fingerprint)
+
+
+@dataclass(frozen=True, slots=True)
+class TileOutcome:
+    """What became of a tile: its number of local labels, and whether it was worked on now."""
+
+    tile: int
+    n_labels: int
+    status: Status
+    seconds: float
+
+
+def sample_threshold(plan: RunPlan) -> float:
+    """Return the intensity above which a voxel is signal: the one given, or Otsu's of a sample."""
+    if plan.spec.empty_threshold is not None:
+        return float(plan.spec.empty_threshold)
+    threshold = otsu_threshold(plan.source.sample())
+    logger.info("signal is above %g (Otsu's threshold of a sample)", threshold)
+    return threshold
+
+
+def find_occupied(plan: RunPlan, threshold: float, tiles: Sequence[int]) -> list[tuple[int, bool]]:
+    """Return for each tile whether it reads any voxel above `threshold`."""
+    grid = plan.spec.grid
+    return [(i, is_occupied(plan.source, grid[i], threshold)) for i in tiles]
+
+
+def save_occupancy(plan: RunPlan, found: Iterable[list[tuple[int, bool]]]) -> np.ndarray:
+    """Write which tiles hold signal to the stage; returns it, bool on the tile grid."""
+    occupied = np.zeros(plan.spec.grid.n_tiles, bool)
+    for batch in found:
+        for index, is_signal in batch:
+            occupied[index] = is_signal
+    occupied = occupied.reshape(plan.spec.grid.dims)
+    plan.stage.write_array(OCCUPANCY, occupied)
+    return occupied
+
+
+def prepare_segmenter(segmenter: Segmenter, source: ImageSource) -> Segmenter:
+    """Return the segmenter with what it wants to know of the whole image, computed once."""
+    prepare = getattr(segmenter, "prepare", None)
+    if prepare is None:
+        return segmenter
+    prepared: Segmenter = prepare(source.sample())
+    logger.info("%s prepared: %s", name_of(segmenter), prepared)
+    return prepared
+
+
+def segment_tiles(plan: RunPlan, tiles: Sequence[int]) -> list[TileOutcome]:
+    """Read, segment and stage tiles; those that are done are left alone."""
+    occupied = plan.stage.read_array(OCCUPANCY) if plan.spec.skip_empty else None
+    return [_segment_one(plan, index, occupied) for index in tiles]
+
+
+def _segment_one(plan: RunPlan, index: int, occupied: np.ndarray | None) -> TileOutcome:
+    start = time.perf_counter()
+    tile, stage = plan.spec.grid[index], plan.stage
+    status: Status = "segmented"
+    if stage.is_done(index):
+        status, n_labels = "reused", stage.read_counts(index)[0]
+    elif occupied is not None and not occupied.flat[index]:
+        status, n_labels = "empty", stage_empty_tile(stage, tile).n_labels
+    else:
+        labels = segment_tile(plan.source, tile, plan.segmenter)
+        n_labels = stage_tile(stage, plan.spec.seams, tile, labels).n_labels
+    return TileOutcome(index, n_labels, status, time.perf_counter() - start)
+
+
+def join_tiles(plan: RunPlan, tiles: Sequence[int]) -> np.ndarray:
+    """Return the joins of each tile with the tiles after it.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(n, 4)`` int64: tile, local label, other tile, its local label.
+    """
+    records = _Records(plan.stage)
+    seams = plan.spec.seams
+    found = [np.empty((0, 4), np.int64)]
+    for index in tiles:
+        if not records[index].planes:
+            continue
+        for contact in seams.contacts(index):
+            pairs = join_contact(seams, contact, records.__getitem__)
+            if len(pairs):
+                ends = np.empty((len(pairs), 4), np.int64)
+                ends[:, 0], ends[:, 1] = contact.tile, pairs[:, 0]
+                ends[:, 2], ends[:, 3] = contact.other, pairs[:, 1]
+                found.append(ends)
+    return np.concatenate(found)
+
+
+class _Records:
+    """The records last used; a tile's record is needed once for each of its seams."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.kept: OrderedDict[int, TileRecord] = OrderedDict()
+
+    def __getitem__(self, tile: int) -> TileRecord:
+        record = self.kept.pop(tile, None) or self.stage.read_record(tile)
+        self.kept[tile] = record
+        if len(self.kept) > RECORDS_IN_MEMORY:
+            self.kept.popitem(last=False)
+        return record
+
+
+def relabel(plan: RunPlan, joins: Sequence[np.ndarray]) -> Relabeling:
+    """Return the relabeling of the run, and write it to the stage for all workers."""
+    counts = [plan.stage.read_counts(i) for i in range(plan.spec.grid.n_tiles)]
+    n_labels, n_nodes = np.array(counts, np.int64).reshape(-1, 2).T
+    all_joins = np.concatenate([np.empty((0, 4), np.int64), *joins])
+    relabeling = build_relabeling(n_labels, n_nodes, all_joins)
+    relabeling.save(plan.stage)
+    return relabeling
+
+
+def begin_label_image(plan: RunPlan, relabeling: Relabeling) -> list[int]:
+    """Make the empty label image and return the regions that are still to be written."""
+    if plan.label_image(relabeling).create():
+        plan.stage.forget_regions()
+    finished = plan.stage.finished_regions()
+    return [i for i in range(plan.spec.pyramid.regions().n_tiles) if i not in finished]
+
+
+def finish_regions(plan: RunPlan, regions: Sequence[int]) -> int:
+    """Write regions of level 0, and of every level whose cells lie inside them."""
+    relabeling = Relabeling.load(plan.stage)
+    image = plan.label_image(relabeling)
+    grid = image.pyramid.regions()
+    for index in regions:
+        region = grid[index].core
+        labels = gather_region(plan.stage, plan.spec.grid, relabeling, region)
+        if labels is not None:
+            write_region(image, region, labels)
+        plan.stage.mark_region(index)
+    return len(regions)
+
+
+def write_region(image: LabelImage, region: Box, labels: np.ndarray) -> None:
+    """Write the labels of a region to level 0 and to the levels whose cells lie inside it."""
+    image.write(0, region, labels)
+    for level in range(1, image.pyramid.n_fused):
+        labels = pool_labels(labels, image.pyramid.factor)
+        image.write(level, image.pyramid.cells_of(level, region), labels)
+
+
+def build_level(image: LabelImage, level: int, regions: Sequence[int]) -> int:
+    """Write regions of a level that is made from the level above."""
+    pyramid = image.pyramid
+    grid = pyramid.regions(level)
+    for index in regions:
+        region = grid[index].core
+        labels = image.read(level - 1, pyramid.voxels_of(level, region))
+        if labels.any():
+            image.write(level, region, pool_labels(labels, pyramid.factor))
+    return len(regions)
+
+
+def publish(plan: RunPlan, relabeling: Relabeling, version: str) -> None:
+    """Put the finished label image in its place, saying how it was made."""
+    plan.label_image(relabeling).publish(provenance(plan, relabeling.n_objects, version))
+
+
+def provenance(plan: RunPlan, n_objects: int, version: str) -> dict[str, Any]:
+    """Return what a label image says of its run; the same run always says the same."""
+    grid, spec = plan.spec.grid, plan.spec
+    return {
+        "fingerprint": plan.fingerprint,
+        "version": version,
+        "n_objects": n_objects,
+        "segmenter": plan.segmenter_name,
+        "n_tiles": grid.n_tiles,
+        "tile_shape": list(grid.tile_shape),
+        "overlap": list(grid.halo),
+        "stitch": spec.stitch,
+        "connectivity": spec.connectivity,
+    }
+
+
+def with_source(plan: RunPlan, source: ImageSource) -> RunPlan:
+    """Return the plan with the image read from elsewhere, such as a copy in the stage."""
+    return replace(plan, source=source)
+
+
+def with_segmenter(plan: RunPlan, segmenter: Segmenter) -> RunPlan:
+    """Return the plan with the function prepared for its image."""
+    return replace(plan, segmenter=segmenter)

@@ -1,0 +1,223 @@
+"""From what a user asks for to a run plan: everything is checked here, nothing is written."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from patchworks.errors import InputError
+from patchworks.fingerprint import digest
+from patchworks.geometry.grid import TileGrid
+from patchworks.geometry.tile_shape import TileShapeRule, resolve_grid
+from patchworks.io.label_image import LabelTarget
+from patchworks.io.location import Location
+from patchworks.io.ngff import Calibration, default_axis_names
+from patchworks.io.source import (
+    HeldArray,
+    ImageSource,
+    check_channel,
+    kind_of,
+    open_source,
+    source_of_array,
+    source_of_zarr_array,
+)
+from patchworks.io.stage import Stage
+from patchworks.pipeline import RunPlan
+from patchworks.run import RunSpec, finite_number, parse_stitch
+from patchworks.segmenters import Segmenter, name_of
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """The keywords of `patchworks.tile_process`, with its meanings and defaults."""
+
+    tile_shape: TileShapeRule | None = None
+    overlap: int | Sequence[int] | None = None
+    channel: int | None = 0
+    level: int = 0
+    write_to: PathLike | None = None
+    output_component: str = "labels"
+    pyramid_levels: int = 5
+    pyramid_downscale: int = 2
+    skip_empty: bool = False
+    empty_threshold: float | None = None
+    stage_dir: PathLike | None = None
+    stitch: str = "auto"
+    connectivity: int = 1
+    overwrite: bool = False
+    is_temporary: bool = False
+    """Whether the place to write to ends with the process, so that nothing can be continued."""
+
+
+def describe_image(image: Any, *, channel: int | None = 0, level: int = 0) -> ImageSource:
+    """Return the source for any kind of input; a Dask array's voxels are not computed.
+
+    Raises
+    ------
+    InputError
+        If it is no image, has no voxels, or has no such channel or level.
+    """
+    kind = kind_of(image)
+    if kind == "path":
+        source = open_source(image, channel=channel, level=level)
+    else:
+        if level not in (0, None):
+            raise InputError(f"level={level!r}: an array has one level, 0")
+        if kind == "zarr":
+            source = source_of_zarr_array(image, channel)
+        elif kind == "numpy":
+            source = source_of_array(image, channel)
+        else:
+            source = _source_of_dask_array(image, channel)
+    if not 2 <= len(source.shape) <= 5 or 0 in source.shape:
+        raise InputError(
+            f"{source.name}: shape {source.shape}; expected 2 to 5 axes with 1 voxel or more each"
+        )
+    if source.dtype.kind not in "biuf":
+        raise InputError(f"{source.name}: dtype {source.dtype}; expected real numbers")
+    return source
+
+
+def _source_of_dask_array(image: Any, channel: int | None) -> ImageSource:
+    check_channel(channel, None, "the Dask array")
+    if any(np.isnan(n) for n in image.shape):
+        raise InputError("the Dask array has unknown chunk sizes; call compute_chunk_sizes() first")
+    return ImageSource(
+        stored=HeldArray(image),
+        pick=(None,) * image.ndim,
+        shape=tuple(map(int, image.shape)),
+        dtype=np.dtype(image.dtype),
+        chunks=tuple([max(c) for c in image.chunks]),
+        calibration=Calibration.unknown(default_axis_names(image.ndim)),
+        name="Dask array",
+    )
+
+
+def plan_run(image: Any, segmenter: Segmenter, options: RunOptions) -> RunPlan:
+    """Return the plan of a run, after checking all that can be checked before any work.
+
+    Parameters
+    ----------
+    image
+        As in `patchworks.tile_process`.
+    segmenter : callable
+        The function.
+    options : RunOptions
+        The keywords.
+
+    Raises
+    ------
+    InputError
+        If an argument cannot be used.
+    TargetExistsError, TargetNotWritableError
+        If the label image cannot go where it should.
+    """
+    if not callable(segmenter):
+        raise InputError(
+            f"fn={segmenter!r} ({type(segmenter).__name__}) is not callable; give a function that "
+            f"takes a tile and returns its labels"
+        )
+    source = describe_image(image, channel=options.channel, level=options.level)
+    is_dask = kind_of(image) == "dask"
+    grid = resolve_grid(
+        source.shape,
+        source.dtype,
+        tile_shape=options.tile_shape,
+        overlap=options.overlap,
+        chunks=image.chunks if is_dask else None,
+        storage_chunks=source.chunks,
+    )
+    return plan_on_grid(source, segmenter, grid, options)
+
+
+def plan_on_grid(
+    source: ImageSource, segmenter: Segmenter, grid: TileGrid, options: RunOptions
+) -> RunPlan:
+    """Return the plan of a run whose source is open and whose tiles are known."""
+    spec = _spec(grid, options)
+    target = choose_target(source, options)
+    tiles = spec.tiles_fingerprint(_identity(source, options), digest(segmenter))
+    plan = RunPlan(
+        spec=spec,
+        source=source,
+        segmenter=segmenter,
+        stage=Stage(_stage_root(target, options, tiles)),
+        target=target,
+        tiles_fingerprint=tiles,
+        fingerprint=spec.labels_fingerprint(tiles),
+        segmenter_name=name_of(segmenter),
+    )
+    target.check(plan.fingerprint, overwrite=options.overwrite)
+    target.check_writable()
+    return plan
+
+
+def _spec(grid: TileGrid, options: RunOptions) -> RunSpec:
+    return RunSpec(
+        grid=grid,
+        stitch=parse_stitch(options.stitch),
+        connectivity=options.connectivity,
+        pyramid_levels=options.pyramid_levels,
+        pyramid_downscale=options.pyramid_downscale,
+        skip_empty=bool(options.skip_empty),
+        empty_threshold=finite_number("empty_threshold", options.empty_threshold),
+    )
+
+
+def choose_target(source: ImageSource, options: RunOptions) -> LabelTarget:
+    """Return where the label image goes: the image's own store, or `write_to`."""
+    name = options.output_component
+    if not isinstance(name, str) or not name or name.startswith(".") or set(name) & set('/\\:*?"'):
+        raise InputError(
+            f"output_component={name!r}: expected a plain name, without '/' and not starting "
+            f"with '.'"
+        )
+    if options.write_to is None:
+        if source.group is None:
+            raise InputError(
+                f"{source.name}: there is no group that could hold labels/{name}; say where they "
+                f"should go with write_to="
+            )
+        return LabelTarget.inside(source.group, name, source.version, source.calibration)
+    location = Location.parse(options.write_to)
+    held = getattr(source.stored, "location", None)
+    if held is not None and f"{held.url}/".startswith(f"{location.url}/"):
+        raise InputError(f"write_to={location}: this is the image itself; give another place")
+    return LabelTarget(
+        location=location,
+        image_group=None,
+        name=name,
+        version=source.version,
+        calibration=source.calibration,
+    )
+
+
+def _identity(source: ImageSource, options: RunOptions) -> str:
+    """Return what stands for the image's content in the run's fingerprint."""
+    array = getattr(source.stored, "array", None)
+    if hasattr(array, "__dask_graph__"):
+        return digest("dask", str(array.name), source.shape, str(source.dtype))  # type: ignore[union-attr]
+    if isinstance(source.stored, HeldArray) and options.is_temporary:
+        return uuid.uuid4().hex  # nothing to go on from: do not read every voxel to find out
+    return source.identity()
+
+
+def _stage_root(target: LabelTarget, options: RunOptions, tiles_fingerprint: str) -> Path:
+    """Return the folder of this run's stage: beside the label image's store, unless told."""
+    if options.stage_dir is not None:
+        parent = Path(options.stage_dir).expanduser().absolute() / f"{target.name}.stage"
+    elif target.location.is_local:
+        store = (target.image_group or target.location).path
+        parent = store.with_name(f"{store.name}.stage")
+    else:
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        parent = Path(cache) / "patchworks" / f"{target.name}.stage"
+    return parent / tiles_fingerprint[:16]

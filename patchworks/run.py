@@ -1,0 +1,110 @@
+"""The frozen description of a run, and the fingerprints that say whether two runs are one."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from math import isfinite
+from numbers import Real
+from typing import Literal, cast
+
+from patchworks.errors import InputError
+from patchworks.fingerprint import digest
+from patchworks.geometry.grid import TileGrid
+from patchworks.geometry.pyramid import PyramidPlan, plan_pyramid
+from patchworks.geometry.seam import SeamPlan
+
+Stitch = Literal["auto", "overlap", "touch"]
+STITCHES: tuple[Stitch, ...] = ("auto", "overlap", "touch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """How an image is tiled, stitched and written; no image and no function in it.
+
+    Parameters
+    ----------
+    grid : TileGrid
+        The tiles.
+    stitch : {"auto", "overlap", "touch"}
+        How seams are judged. ``"auto"``: by piece agreement on axes with a halo, by touch on the
+        others. ``"overlap"``: agreement everywhere. ``"touch"``: touch everywhere.
+    connectivity : int
+        How many axes a step between two touching voxels may change.
+    pyramid_levels, pyramid_downscale : int
+        Levels of the label image, level 0 included, and the factor between them in y and x.
+    skip_empty : bool
+        Whether tiles without signal are left out.
+    empty_threshold : float or None
+        The intensity up to which a voxel is no signal; None until it is known.
+
+    Raises
+    ------
+    InputError
+        If a value is out of its range.
+    """
+
+    grid: TileGrid
+    stitch: Stitch = "auto"
+    connectivity: int = 1
+    pyramid_levels: int = 5
+    pyramid_downscale: int = 2
+    skip_empty: bool = False
+    empty_threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        grid = self.grid
+        if not 2 <= grid.ndim <= 5:
+            raise InputError(f"an image of {grid.ndim} axes {grid.shape}: expected 2 to 5")
+        if self.stitch not in STITCHES:
+            raise InputError(f"stitch={self.stitch!r}: expected one of {STITCHES}")
+        _check_int("connectivity", self.connectivity, 1, grid.ndim)
+        _check_int("pyramid_levels", self.pyramid_levels, 1, 32)
+        _check_int("pyramid_downscale", self.pyramid_downscale, 2, 64)
+        bare = [a for a, n in enumerate(grid.dims) if n > 1 and grid.halo[a] == 0]
+        if self.stitch == "overlap" and bare:
+            raise InputError(
+                f"stitch='overlap': there is no overlap on axis {bare[0]} of tiles "
+                f"{grid.tile_shape}; give one with overlap=, or stitch='auto'"
+            )
+
+    @functools.cached_property
+    def seams(self) -> SeamPlan:
+        """Which planes are kept and which tiles compared."""
+        slab = tuple([h > 0 and self.stitch != "touch" for h in self.grid.halo])
+        return SeamPlan(self.grid, slab, self.connectivity)
+
+    @functools.cached_property
+    def pyramid(self) -> PyramidPlan:
+        """The levels of the label image."""
+        return plan_pyramid(self.grid, self.pyramid_levels, self.pyramid_downscale)
+
+    def tiles_fingerprint(self, image: str, segmenter: str) -> str:
+        """Return what decides the stage: image, function, tiles, and the planes kept."""
+        parts = (self.grid.edges, self.grid.halo, self.seams.slab)
+        return digest("tiles 1", image, segmenter, parts, self.skip_empty, self.empty_threshold)
+
+    def labels_fingerprint(self, tiles: str) -> str:
+        """Return what decides the label image: the stage, how it is joined, its levels."""
+        return digest(
+            "labels 1", tiles, self.connectivity, self.pyramid_levels, self.pyramid_downscale
+        )
+
+
+def _check_int(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise InputError(f"{name}={value!r}: expected an integer from {low} to {high}")
+
+
+def finite_number(name: str, value: object) -> float | None:
+    """Return `value` as a float, None as None; raise InputError for anything else."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value):
+        raise InputError(f"{name}={value!r}: expected a finite number, or None for Otsu's")
+    return float(value)
+
+
+def parse_stitch(value: str) -> Stitch:
+    """Return `value` as a stitch; an unknown one is refused by `RunSpec`."""
+    return cast(Stitch, value)

@@ -1,0 +1,195 @@
+"""The order of the steps, on any engine: stage → segment → seams → merge → pyramid."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.metadata import version
+from typing import Any, TypeVar
+
+from patchworks import pipeline
+from patchworks.errors import PatchworksError
+from patchworks.execution.executor import Batch, Executor, batched
+from patchworks.execution.progress import say, with_progress
+from patchworks.io.stage import Stage
+from patchworks.lazy import make_readable
+from patchworks.pipeline import RunPlan, prepare_segmenter, with_segmenter
+from patchworks.report import RunReport
+from patchworks.steps.merge import Relabeling
+
+logger = logging.getLogger("patchworks")
+
+Result = TypeVar("Result")
+
+
+def run_plan(
+    plan: RunPlan,
+    executor: Executor,
+    *,
+    progress: bool = True,
+    keep_stage: bool = False,
+    resume: bool = True,
+) -> RunReport:
+    """Carry out a plan; return at once if its label image is there already.
+
+    Parameters
+    ----------
+    plan : RunPlan
+        What to do.
+    executor : Executor
+        What runs the batches.
+    progress : bool
+        Show bars and, at the end, what was done.
+    keep_stage, resume : bool
+        As in `patchworks.tile_process`.
+    """
+    if resume and is_finished(plan):
+        report = report_of_finished(plan)
+        say(f"already done: {report}", shown=progress)
+        return report
+    if not resume:
+        plan.stage.remove()
+    open_stage(plan)
+    report = RunReport(str(plan.target.location), plan.spec.grid.n_tiles)
+    run = _Steps(plan, executor, report, progress)
+    try:
+        run.prepare()
+        run.segment()
+        relabeling = run.stitch()
+        run.merge(relabeling)
+        run.build_pyramid(relabeling)
+    except (PatchworksError, KeyboardInterrupt) as error:
+        n_done = len(plan.stage.done())
+        error.add_note(
+            f"{n_done} of {report.n_tiles} tiles are done and kept in {plan.stage.root}; the same "
+            f"call goes on from there"
+        )
+        raise
+    if not keep_stage:
+        plan.stage.remove()
+    logger.info("%s", report)
+    say(str(report), shown=progress)
+    return report
+
+
+def open_stage(plan: RunPlan) -> Stage:
+    """Make the run's stage, or open the one that an interrupted try left."""
+    spec = plan.spec
+    manifest = {
+        "fingerprint": plan.tiles_fingerprint,
+        "image": plan.source.name,
+        "segmenter": plan.segmenter_name,
+        "shape": list(spec.grid.shape),
+        "tile_shape": list(spec.grid.tile_shape),
+        "overlap": list(spec.grid.halo),
+        "labels": str(plan.target.location),
+    }
+    stage = Stage.create(plan.stage.root, manifest, spec.grid.n_tiles)
+    others = [p.name for p in stage.root.parent.iterdir() if p != stage.root and p.is_dir()]
+    if others and stage.root.parent.name.endswith(".stage"):
+        logger.warning(
+            "%s holds stages of other, unfinished runs (%s); the same call as then goes on with "
+            "one, deleting it frees its space",
+            stage.root.parent,
+            ", ".join(sorted(others)),
+        )
+    return stage
+
+
+def is_finished(plan: RunPlan) -> bool:
+    """Whether the label image of this very run is in its place."""
+    return bool(plan.target.finished_run().get("fingerprint") == plan.fingerprint)
+
+
+def report_of_finished(plan: RunPlan) -> RunReport:
+    """Return the report of a run that found its label image done."""
+    n_tiles = plan.spec.grid.n_tiles
+    n_objects = int(plan.target.finished_run().get("n_objects", 0))
+    return RunReport(str(plan.target.location), n_tiles, n_objects, n_reused=n_tiles)
+
+
+class _Steps:
+    """One method per step; what passes between them is on disk or a small record."""
+
+    def __init__(
+        self, plan: RunPlan, executor: Executor, report: RunReport, progress: bool
+    ) -> None:
+        self.plan = plan
+        self.executor = executor
+        self.report = report
+        self.progress = progress
+
+    def prepare(self) -> None:
+        """Make the image readable for every worker, prepare the function, find empty tiles."""
+        with self.report.timed("prepare"):
+            plan = make_readable(self.plan, by_other_processes=self.executor.crosses_processes)
+            prepared = prepare_segmenter(plan.segmenter, plan.source)
+            self.plan = with_segmenter(plan, prepared)
+        if self.plan.spec.skip_empty and self.plan.stage.read_array(pipeline.OCCUPANCY) is None:
+            with self.report.timed("empty tiles"):
+                threshold = pipeline.sample_threshold(self.plan)
+                find = partial(pipeline.find_occupied, self.plan, threshold)
+                tiles = range(self.plan.spec.grid.n_tiles)
+                found = self._each(find, tiles, "find empty tiles", "tile", len)
+                pipeline.save_occupancy(self.plan, found)
+
+    def segment(self) -> None:
+        """Segment and stage every tile that is not done."""
+        with self.report.timed("segment"):
+            done = set(self.plan.stage.done())
+            todo = [i for i in range(self.report.n_tiles) if i not in done]
+            self.report.n_reused += len(done)
+            segment = partial(pipeline.segment_tiles, self.plan)
+            for outcomes in self._each(segment, todo, "segment", "tile", len):
+                self.report.count(outcomes)
+
+    def stitch(self) -> Relabeling:
+        """Judge every seam, and number the objects."""
+        with self.report.timed("stitch"):
+            join = partial(pipeline.join_tiles, self.plan)
+            tiles = range(self.report.n_tiles)
+            batches = batched(tiles, 4 * self.executor.n_workers)
+            joins = list(self.executor.map(join, batches))
+            relabeling = pipeline.relabel(self.plan, joins)
+        self.report.n_objects = relabeling.n_objects
+        return relabeling
+
+    def merge(self, relabeling: Relabeling) -> None:
+        """Write level 0, and the levels whose cells lie inside its regions."""
+        with self.report.timed("merge"):
+            todo = pipeline.begin_label_image(self.plan, relabeling)
+            finish = partial(pipeline.finish_regions, self.plan)
+            for _ in self._each(finish, todo, "merge", "region", int):
+                pass
+
+    def build_pyramid(self, relabeling: Relabeling) -> None:
+        """Write the other levels, each from the one above, and put the label image in place."""
+        pyramid, image = self.plan.spec.pyramid, self.plan.label_image(relabeling)
+        with self.report.timed("pyramid"):
+            for level in range(pyramid.n_fused, pyramid.n_levels):
+                build = partial(pipeline.build_level, image, level)
+                regions = range(pyramid.regions(level).n_tiles)
+                for _ in self._each(build, regions, f"level {level}", "region", int):
+                    pass
+            pipeline.publish(self.plan, relabeling, version("patchworks"))
+
+    def _each(
+        self,
+        fn: Callable[[Batch], Result],
+        indices: Sequence[int],
+        what: str,
+        unit: str,
+        count: Callable[[Any], int],
+    ) -> list[Result]:
+        batches = batched(indices, self.executor.max_batches)
+        return list(
+            with_progress(
+                self.executor.map(fn, batches),
+                total=len(indices),
+                what=what,
+                unit=unit,
+                shown=self.progress and len(indices) > 0,
+                count=count,
+            )
+        )

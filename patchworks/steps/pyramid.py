@@ -1,0 +1,83 @@
+"""Labels of one level → labels of the next: the most frequent label of each cell."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+
+from patchworks.geometry.grid import ceil_div
+
+
+def pool_labels(labels: np.ndarray, factor: tuple[int, ...]) -> np.ndarray:
+    """Return labels with each cell of `factor` voxels replaced by its most frequent label.
+
+    Ties go to the object, and between objects to the larger id, so that an object that fills half
+    of its cells stays. Cells at the upper end may be cut off; they count the voxels they have.
+
+    Parameters
+    ----------
+    labels : numpy.ndarray
+        Unsigned integers.
+    factor : tuple of int
+        Voxels of a cell, per axis.
+
+    Returns
+    -------
+    numpy.ndarray
+        Same dtype, extents divided by `factor` and rounded up.
+
+    Examples
+    --------
+    >>> pool_labels(np.array([[1, 1, 0, 7], [1, 2, 7, 0], [3, 0, 0, 0]], "uint8"), (2, 2))
+    array([[1, 7],
+           [3, 0]], dtype=uint8)
+    """
+    segments = [_segments(n, f) for n, f in zip(labels.shape, factor, strict=True)]
+    shape = [ceil_div(n, f) for n, f in zip(labels.shape, factor, strict=True)]
+    out = np.empty(shape, labels.dtype)
+    for parts in product(*segments):
+        source, target, cell = zip(*parts, strict=True)
+        out[target] = _pool_whole_cells(labels[source], cell)
+    return out
+
+
+def _segments(extent: int, factor: int) -> list[tuple[slice, slice, int]]:
+    """Split an axis into whole cells and the cut-off one: (voxels, cells, voxels per cell)."""
+    n_whole = extent // factor
+    whole, rest = n_whole * factor, extent - n_whole * factor
+    segments = [(slice(0, whole), slice(0, n_whole), factor)] if n_whole else []
+    if rest:
+        segments.append((slice(whole, extent), slice(n_whole, n_whole + 1), rest))
+    return segments
+
+
+def _pool_whole_cells(labels: np.ndarray, cell: tuple[int, ...]) -> np.ndarray:
+    """Return the mode of every cell of an array that holds whole cells only."""
+    layers = [
+        labels[tuple([slice(o, None, f) for o, f in zip(offset, cell, strict=True)])]
+        for offset in product(*[range(f) for f in cell])
+    ]
+    out = layers[0].copy()
+    mixed = np.zeros(out.shape, bool)
+    for layer in layers[1:]:
+        mixed |= layer != layers[0]
+    if mixed.any():
+        out[mixed] = _mode(np.stack([layer[mixed] for layer in layers]))
+    return out
+
+
+def _mode(cells: np.ndarray) -> np.ndarray:
+    """Return the most frequent value of each column; the largest of those that tie."""
+    ordered = np.sort(cells, axis=0)
+    n, width = ordered.shape
+    best: np.ndarray = ordered[0].copy()
+    best_count = np.ones(width, np.int16)
+    count = np.ones(width, np.int16)
+    for row in range(1, n):
+        same = ordered[row] == ordered[row - 1]
+        count = np.where(same, count + 1, 1).astype(np.int16)
+        better = count >= best_count  # later rows are larger: a tie goes to them
+        best = np.where(better, ordered[row], best)
+        best_count = np.maximum(best_count, count)
+    return best

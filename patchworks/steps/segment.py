@@ -1,0 +1,73 @@
+"""Tile of the image → labels of the tile, as the function gives them, checked."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from patchworks.errors import SegmenterError
+from patchworks.geometry.grid import Tile
+from patchworks.io.source import ImageSource
+from patchworks.segmenters import Segmenter, name_of
+
+
+def segment_tile(source: ImageSource, tile: Tile, segmenter: Segmenter) -> np.ndarray:
+    """Return the labels of everything the tile reads.
+
+    Parameters
+    ----------
+    source : ImageSource
+        The image.
+    tile : Tile
+        The tile; its halo is read and segmented too.
+    segmenter : callable
+        The function; called once.
+
+    Returns
+    -------
+    numpy.ndarray
+        Integers >= 0, shape ``tile.read.shape``.
+
+    Raises
+    ------
+    SegmenterError
+        If the function raises, or returns anything but one label per voxel.
+    """
+    voxels = source.read(tile.read)
+    try:
+        labels = segmenter(voxels)
+    except Exception as error:
+        raise SegmenterError(
+            f"{_where(tile, segmenter)} raised {type(error).__name__}: {error}"
+        ) from error
+    return check_labels(labels, tile, segmenter)
+
+
+def check_labels(labels: object, tile: Tile, segmenter: Segmenter) -> np.ndarray:
+    """Return `labels` as an array of integers >= 0 of the shape read, or raise SegmenterError."""
+    where = f"{_where(tile, segmenter)} returned"
+    if labels is None:
+        raise SegmenterError(f"{where} None; return the labels (is a `return` missing?)")
+    found = np.asarray(labels)
+    if found.shape != tile.read.shape:
+        raise SegmenterError(
+            f"{where} shape {found.shape} for a tile of {tile.read.shape}; return one label per "
+            f"voxel"
+        )
+    if found.dtype.kind == "b":
+        raise SegmenterError(
+            f"{where} booleans; return one integer per object, such as scipy.ndimage.label(mask)[0]"
+        )
+    if found.dtype.kind not in "iu":
+        raise SegmenterError(
+            f"{where} {found.dtype}; return integers, 0 for background (labels.astype('int32'))"
+        )
+    if found.dtype.kind == "i" and found.size and found.min() < 0:
+        raise SegmenterError(
+            f"{where} the negative label {found.min()}; return 0 for background and positive "
+            f"numbers for objects"
+        )
+    return found
+
+
+def _where(tile: Tile, segmenter: Segmenter) -> str:
+    return f"tile {tile.index} at {tile.core.start}: {name_of(segmenter)!r}"

@@ -1,0 +1,95 @@
+"""Labels of a tile → staged labels of its core, and its record."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from patchworks.geometry.grid import Tile
+from patchworks.geometry.seam import SeamPlan
+from patchworks.io.record import TileRecord, smallest_unsigned
+from patchworks.io.stage import Stage
+
+DENSE = 4
+"""Ids up to this many times the voxels go through a table; larger ones are ranked first."""
+
+
+def stage_tile(stage: Stage, seams: SeamPlan, tile: Tile, labels: np.ndarray) -> TileRecord:
+    """Write a tile's staged labels, then its record.
+
+    Labels of the core become 1..n in the order of their ids; those that appear only on seam planes
+    (in the halo) become n+1..m. The staged dtype is the smallest that holds n.
+
+    Parameters
+    ----------
+    stage : Stage
+        Where to write.
+    seams : SeamPlan
+        Which planes to keep.
+    tile : Tile
+        The tile.
+    labels : numpy.ndarray
+        Labels of everything the tile reads, integers >= 0.
+
+    Returns
+    -------
+    TileRecord
+        As it was written.
+    """
+    dense = _dense(labels)
+    planes = {
+        plane.key: dense[box.relative_to(tile.read.start).slices]
+        for plane, box in seams.planes(tile)
+    }
+    core = dense[tile.core_in_read.slices]
+    table, n_labels, n_nodes = _local_ids(core, list(planes.values()), int(dense.max()))
+    if n_labels:
+        stage.write_labels(tile.index, _mapped(core, table.astype(smallest_unsigned(n_labels))))
+    nodes = table.astype(smallest_unsigned(n_nodes))
+    kept = {key: nodes[plane] for key, plane in planes.items() if plane.any()}
+    record = TileRecord(tile.index, n_labels, n_nodes, kept)
+    stage.write_record(record)
+    return record
+
+
+def stage_empty_tile(stage: Stage, tile: Tile) -> TileRecord:
+    """Write the record of a tile that holds nothing."""
+    record = TileRecord(tile.index, 0, 0)
+    stage.write_record(record)
+    return record
+
+
+def _dense(labels: np.ndarray) -> np.ndarray:
+    """Return labels whose ids are not much more than their number, so that a table can map them."""
+    largest = int(labels.max()) if labels.size else 0
+    if largest <= DENSE * labels.size + 1024:
+        return labels
+    ids, ranks = np.unique(labels, return_inverse=True)
+    ranks = ranks.reshape(labels.shape)
+    return ranks if ids[0] == 0 else ranks + 1
+
+
+def _local_ids(
+    core: np.ndarray, planes: list[np.ndarray], largest: int
+) -> tuple[np.ndarray, int, int]:
+    """Return the table id -> local id, the number of labels in the core, and that of all nodes."""
+    owned = np.zeros(largest + 1, bool)
+    for part in core:  # part by part: the index fits the processor's cache
+        owned[part] = True
+    seen = np.zeros(largest + 1, bool)
+    for plane in planes:
+        seen[plane] = True
+    owned[0] = seen[0] = False
+    halo_only = seen & ~owned
+    n_labels, n_halo = int(owned.sum()), int(halo_only.sum())
+    table = np.zeros(largest + 1, np.int64)
+    table[owned] = np.arange(1, n_labels + 1)
+    table[halo_only] = np.arange(n_labels + 1, n_labels + n_halo + 1)
+    return table, n_labels, n_labels + n_halo
+
+
+def _mapped(labels: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Return ``table[labels]``, part by part."""
+    out = np.empty(labels.shape, table.dtype)
+    for part, target in zip(labels, out, strict=True):
+        np.take(table, part, out=target, mode="clip")
+    return out

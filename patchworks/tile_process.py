@@ -1,0 +1,158 @@
+"""`tile_process`: run a segmentation function on an image of any size, tile by tile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import dask.array as da
+import numpy as np
+
+from patchworks.errors import InputError
+from patchworks.execution.cluster import visible_gpus
+from patchworks.execution.dask import choose_executor
+from patchworks.geometry.tile_shape import TileShapeRule
+from patchworks.io.source import kind_of
+from patchworks.lazy import lazy_array
+from patchworks.plan import PathLike, RunOptions, plan_run
+from patchworks.run_plan import run_plan
+from patchworks.temporary import temporary_store
+
+
+def tile_process(
+    image: Any,
+    fn: Callable[[np.ndarray], np.ndarray],
+    *,
+    tile_shape: TileShapeRule | None = None,
+    overlap: int | Sequence[int] | None = None,
+    channel: int | None = 0,
+    level: int = 0,
+    use_gpu: bool = False,
+    max_workers: int | None = None,
+    progress: bool = True,
+    write_to: PathLike | None = None,
+    output_component: str = "labels",
+    pyramid_levels: int = 5,
+    pyramid_downscale: int = 2,
+    sequential_labels: bool = False,  # noqa: ARG001 - labels always are: it costs nothing
+    skip_empty: bool = False,
+    empty_threshold: float | None = None,
+    stage_dir: PathLike | None = None,
+    keep_stage: bool = False,
+    stitch: str = "auto",
+    connectivity: int = 1,
+    resume: bool = True,
+    overwrite: bool = False,
+) -> da.Array:
+    """Run a segmentation function on an image of any size, tile by tile, and merge the labels.
+
+    For a function whose answer at a voxel depends on at most `overlap` voxels around it, the
+    result is that of the function on the whole image, up to the numbering.
+
+    Parameters
+    ----------
+    image : path, URL, zarr.Array, dask.array.Array or numpy.ndarray
+        An OME-Zarr or plain zarr store, or an array, ``(z, y, x)`` or any 2 to 5 axes.
+    fn : callable
+        ``fn(tile) -> labels``: integers of the tile's shape, 0 for background. Called exactly once
+        per tile. If it has a method ``prepare(sample)``, that is called once with a sample of the
+        image and gives the function to use on every tile.
+    tile_shape : tuple of int, "auto", callable or None
+        Core of a tile, in voxels. None: the chunks of a Dask array; for a store its chunks, or a
+        multiple of tiny and a part of huge ones. "auto": what fits this machine's memory. A
+        callable gets ``(shape, dtype)``.
+    overlap : int or sequence of int, optional
+        Voxels read on each side of a core. None: 16, or as much as the tile allows; none on axes
+        with one tile or with tiles one voxel thick.
+    channel, level : int
+        Channel and pyramid level of a store.
+    use_gpu : bool
+        The function uses a GPU: one tile at a time, "auto" tiles from the GPU's free memory.
+    max_workers : int, optional
+        Threads; one per core by default. With an active Dask client its workers are used instead.
+    progress : bool
+        Show bars, and a summary at the end.
+    write_to : path or URL, optional
+        Where to write the label image. None: ``labels/<output_component>`` in the image's own
+        store; for an array, a temporary store that is removed when the process ends.
+    output_component : str
+        Name of the label image.
+    pyramid_levels, pyramid_downscale : int
+        Levels, level 0 included, and the factor between them in y and x.
+    sequential_labels : bool
+        Accepted for clarity: labels are 1..N in any case.
+    skip_empty, empty_threshold : bool, float
+        Leave out tiles that read no voxel above the threshold (Otsu's of a sample by default).
+    stage_dir : path, optional
+        Folder for the stage, shared by all workers; by default beside the label image.
+    keep_stage : bool
+        Keep the stage after the run.
+    stitch : {"auto", "overlap", "touch"}
+        "auto": labels of two tiles are one object where both tiles saw the same piece of it; on
+        axes without overlap, where they touch. "touch": wherever they touch.
+    connectivity : int
+        For "touch": how many axes a step between touching voxels may change.
+    resume : bool
+        Go on from what an interrupted run of the same kind left; False starts over.
+    overwrite : bool
+        Replace a label image that another run made.
+
+    Returns
+    -------
+    dask.array.Array
+        Labels, lazy: uint32 (uint64 above 4 294 967 295 objects), the image's spatial shape,
+        1..N, 0 for background.
+
+    Raises
+    ------
+    InputError, TargetExistsError, TargetNotWritableError, ClientError
+        Before any work.
+    SegmenterError
+        If the function fails on a tile; the tiles that are done are kept, and the same call goes
+        on from there.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scipy import ndimage
+    >>> image = np.zeros((64, 64), "uint8")
+    >>> image[10:50, 30:34] = 200
+    >>> labels = tile_process(image, lambda tile: ndimage.label(tile > 100)[0],
+    ...                       tile_shape=(32, 32), overlap=4, progress=False)
+    >>> labels.shape, int(labels.max())
+    ((64, 64), 1)
+    """
+    stored = write_to is not None or kind_of(image) == "path"
+    options = RunOptions(
+        tile_shape=tile_shape,
+        overlap=overlap,
+        channel=channel,
+        level=level,
+        write_to=write_to if stored else temporary_store(),
+        is_temporary=not stored,
+        output_component=output_component,
+        pyramid_levels=pyramid_levels,
+        pyramid_downscale=pyramid_downscale,
+        skip_empty=skip_empty,
+        empty_threshold=empty_threshold,
+        stage_dir=stage_dir,
+        stitch=stitch,
+        connectivity=connectivity,
+        overwrite=overwrite,
+    )
+    executor = choose_executor(_n_workers(max_workers, use_gpu))
+    plan = plan_run(image, fn, options)
+    run_plan(plan, executor, progress=progress, keep_stage=keep_stage, resume=resume)
+    return lazy_array(plan.target.location, "0")
+
+
+def _n_workers(max_workers: int | None, use_gpu: bool) -> int | None:
+    """Return how many tiles to work on at a time; None leaves it to the engine."""
+    if max_workers is not None and (
+        isinstance(max_workers, bool) or not isinstance(max_workers, int) or max_workers < 1
+    ):
+        raise InputError(f"max_workers={max_workers!r}: expected an integer >= 1, or None")
+    if not use_gpu:
+        return max_workers
+    visible_gpus()
+    return max_workers or 1
