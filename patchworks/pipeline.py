@@ -11,15 +11,18 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
+import cloudpickle
 import numpy as np
 
 from patchworks.geometry.box import Box
 from patchworks.io.label_image import LabelImage, LabelTarget
 from patchworks.io.record import TileRecord
 from patchworks.io.source import ImageSource
-from patchworks.io.stage import Stage
+from patchworks.io.stage import Stage, write_whole
 from patchworks.run import RunSpec
 from patchworks.segmenters import Segmenter, name_of, otsu_threshold
 from patchworks.steps.merge import Relabeling, build_relabeling, gather_region
@@ -32,6 +35,7 @@ from patchworks.steps.stage import stage_empty_tile, stage_tile
 logger = logging.getLogger(__name__)
 
 OCCUPANCY = "occupancy"
+PLAN_FILE = "plan.pickle"
 RECORDS_IN_MEMORY = 512
 """Records kept while seams are judged: a tile meets the tiles of the next row again."""
 
@@ -82,6 +86,23 @@ class TileOutcome:
     n_labels: int
     status: Status
     seconds: float
+
+
+def save_plan(plan: RunPlan) -> None:
+    """Write the plan to its stage, function and all, for workers that are told only the stage."""
+    write_whole(plan.stage.root / PLAN_FILE, cloudpickle.dumps(plan))
+
+
+def load_plan(stage: str) -> RunPlan:
+    """Return the plan of a stage; read once per process, so that a model is loaded once."""
+    path = Path(stage) / PLAN_FILE
+    return _load_plan(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _load_plan(path: Path, _written_ns: int) -> RunPlan:
+    plan: RunPlan = cloudpickle.loads(path.read_bytes())
+    return plan
 
 
 def sample_threshold(plan: RunPlan) -> float:

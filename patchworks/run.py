@@ -101,7 +101,7 @@ def finite_number(name: str, value: object) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value):
-        raise InputError(f"{name}={value!r}: expected a finite number, or None for Otsu's")
+        raise InputError(f"{name}={value!r}: expected a finite number")
     return float(value)
 
 

@@ -16,6 +16,9 @@ from patchworks.geometry.grid import TileGrid, ceil_div
 MIN_FUSED_CHUNK = 64
 """Smallest chunk extent, in voxels, for which a level is still written with level 0."""
 
+SCREEN = 1024
+"""Voxels in y and x that a viewer shows at a time."""
+
 
 def target_chunk(ndim: int) -> tuple[int, ...]:
     """Return the chunk extents to aim for: about 1 MB of 2-D and 16 MB of 3-D uint32 labels."""
@@ -83,6 +86,50 @@ class PyramidPlan:
         return tuple([f**level for f in self.factor])
 
 
+def level_shapes(
+    shape: tuple[int, ...], factor: tuple[int, ...], n_levels: int, stop_at: int = 1
+) -> tuple[tuple[int, ...], ...]:
+    """Return the shapes of a pyramid, rounded up: no voxel is left out at the upper end.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Of level 0, in voxels.
+    factor : tuple of int
+        Per axis, from one level to the next.
+    n_levels : int
+        Levels at most.
+    stop_at : int
+        No level is added once y and x are down to this many voxels.
+
+    Examples
+    --------
+    >>> level_shapes((3, 101, 50), (1, 2, 2), 3)
+    ((3, 101, 50), (3, 51, 25), (3, 26, 13))
+    """
+    shapes = [tuple(shape)]
+    while len(shapes) < n_levels and max(shapes[-1][-2:]) > stop_at:
+        shapes.append(tuple([ceil_div(n, f) for n, f in zip(shapes[-1], factor, strict=True)]))
+    return tuple(shapes)
+
+
+def plan_image_pyramid(
+    shape: tuple[int, ...],
+    *,
+    chunks: tuple[int, ...] | None,
+    n_levels: int | None,
+    downscale: int,
+) -> PyramidPlan:
+    """Return levels for an image: by default as many as bring y and x under a screen."""
+    factor = (1,) * (len(shape) - 2) + (downscale, downscale)
+    stop_at, most = (SCREEN, 32) if n_levels is None else (1, n_levels)
+    shapes = level_shapes(shape, factor, most, stop_at)
+    target = chunks or (1,) * (len(shape) - 2) + (512, 512)
+    fitted = [tuple([min(c, n) for c, n in zip(target, s, strict=True)]) for s in shapes]
+    region = (*fitted[0][:-2], *[c * max(1, 2048 // c) for c in fitted[0][-2:]])
+    return PyramidPlan(shapes, tuple(fitted), factor, region, n_fused=1)
+
+
 def plan_pyramid(grid: TileGrid, n_levels: int, downscale: int) -> PyramidPlan:
     """Choose chunks and regions for a label image made of the tiles of `grid`.
 
@@ -104,9 +151,7 @@ def plan_pyramid(grid: TileGrid, n_levels: int, downscale: int) -> PyramidPlan:
     """
     ndim = grid.ndim
     factor = (1,) * (ndim - 2) + (downscale, downscale)
-    shapes = [grid.shape]
-    while len(shapes) < n_levels and max(shapes[-1][-2:]) > 1:
-        shapes.append(tuple([ceil_div(n, f) for n, f in zip(shapes[-1], factor, strict=True)]))
+    shapes = level_shapes(grid.shape, factor, n_levels)
     axes = [
         _chunk_and_region(edges, target)
         for edges, target in zip(grid.edges, target_chunk(ndim), strict=True)
@@ -122,7 +167,7 @@ def plan_pyramid(grid: TileGrid, n_levels: int, downscale: int) -> PyramidPlan:
     chunks += [
         tuple([min(c, n) for c, n in zip(chunk, shape, strict=True)]) for shape in shapes[n_fused:]
     ]
-    return PyramidPlan(tuple(shapes), tuple(chunks), factor, region, n_fused)
+    return PyramidPlan(shapes, tuple(chunks), factor, region, n_fused)
 
 
 def _chunk_and_region(edges: tuple[int, ...], target: int) -> tuple[int, int]:
@@ -146,7 +191,7 @@ def _fused_chunk(
     chunks: list[tuple[int, ...]],
     region: tuple[int, ...],
     factor: tuple[int, ...],
-    shapes: list[tuple[int, ...]],
+    shapes: tuple[tuple[int, ...], ...],
 ) -> tuple[int, ...] | None:
     """Return the chunk of the next level if regions hold whole chunks of it, else None."""
     level = len(chunks)

@@ -170,6 +170,35 @@ def label_attributes(
     source : str or None
         Path to the image from the label image, if it lies in the same store.
     """
+    multiscale = {
+        "name": name,
+        "axes": [axis.as_dict for axis in calibration.axes],
+        "datasets": _datasets(calibration, pyramid),
+        "type": "mode",
+        "metadata": {"description": "most frequent label of each cell; ties go to the object"},
+    }
+    label: dict[str, Any] = {} if source is None else {"source": {"image": source}}
+    if version == "0.4":
+        return {
+            "multiscales": [{"version": version, **multiscale}],
+            "image-label": {"version": version, **label},
+        }
+    return {"ome": {"version": version, "multiscales": [multiscale], "image-label": label}}
+
+
+def image_attributes(name: str, calibration: Calibration, pyramid: PyramidPlan) -> dict[str, Any]:
+    """Return the attributes of an image's group, OME-NGFF 0.5, levels made by means."""
+    multiscale = {
+        "name": name,
+        "axes": [axis.as_dict for axis in calibration.axes],
+        "datasets": _datasets(calibration, pyramid),
+        "type": "mean",
+    }
+    return {"ome": {"version": "0.5", "multiscales": [multiscale]}}
+
+
+def _datasets(calibration: Calibration, pyramid: PyramidPlan) -> list[dict[str, Any]]:
+    """Return path, scale and translation of every level."""
     datasets = []
     for level in range(pyramid.n_levels):
         factors = pyramid.scale(level)
@@ -182,20 +211,7 @@ def label_attributes(
         if any(translation):
             steps.append({"type": "translation", "translation": translation})
         datasets.append({"path": str(level), "coordinateTransformations": steps})
-    multiscale = {
-        "name": name,
-        "axes": [axis.as_dict for axis in calibration.axes],
-        "datasets": datasets,
-        "type": "mode",
-        "metadata": {"description": "most frequent label of each cell; ties go to the object"},
-    }
-    label: dict[str, Any] = {} if source is None else {"source": {"image": source}}
-    if version == "0.4":
-        return {
-            "multiscales": [{"version": version, **multiscale}],
-            "image-label": {"version": version, **label},
-        }
-    return {"ome": {"version": version, "multiscales": [multiscale], "image-label": label}}
+    return datasets
 
 
 def with_label_listed(attributes: Mapping[str, Any], version: Version, name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Labels of one level → labels of the next: the most frequent label of each cell."""
+"""One level → the next: labels by the most frequent of each cell, images by the mean."""
 
 from __future__ import annotations
 
@@ -81,3 +81,24 @@ def _mode(cells: np.ndarray) -> np.ndarray:
         best = np.where(better, ordered[row], best)
         best_count = np.maximum(best_count, count)
     return best
+
+
+def pool_image(voxels: np.ndarray, factor: tuple[int, ...]) -> np.ndarray:
+    """Return an image with each cell of `factor` voxels replaced by its mean.
+
+    Integers are rounded to the nearest. Cells at the upper end may be cut off; they average the
+    voxels they have.
+
+    Examples
+    --------
+    >>> pool_image(np.array([[1, 3, 10], [5, 7, 20]], "uint8"), (2, 2))
+    array([[ 4, 15]], dtype=uint8)
+    """
+    total: np.ndarray = voxels.astype(np.float64)
+    for axis, f in enumerate(factor):
+        if f > 1:
+            starts = np.arange(0, voxels.shape[axis], f)
+            counts = np.diff([*starts, voxels.shape[axis]])
+            shape = [-1 if a == axis else 1 for a in range(voxels.ndim)]
+            total = np.add.reduceat(total, starts, axis) / counts.reshape(shape)
+    return (np.rint(total) if voxels.dtype.kind in "iu" else total).astype(voxels.dtype)

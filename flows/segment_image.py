@@ -1,0 +1,257 @@
+"""`segment_image`: the way from an image to its label image, as a flow on worker processes.
+
+::
+
+    convert ─► set up stage ─► estimate empty tiles ─► segment tiles ─► stitch ─► merge ─► pyramid
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger
+from prefect.context import FlowRunContext
+from prefect.futures import PrefectFuture, wait
+
+from flows import tasks
+from flows.runners import local_dask_runner
+from flows.server import prefect_server
+from patchworks import pipeline
+from patchworks.errors import ClientError, PatchworksError, SourceNotFoundError
+from patchworks.execution.executor import batched
+from patchworks.geometry.tile_shape import TileShapeRule
+from patchworks.io.source import kind_of
+from patchworks.pipeline import RunPlan
+from patchworks.plan import PathLike, RunOptions, plan_run
+from patchworks.report import RunReport
+from patchworks.run_plan import is_finished, report_of_finished
+from patchworks.segmenters import Segmenter, resolve_segmenter
+from patchworks.steps.merge import Relabeling
+from patchworks.temporary import temporary_store
+
+MAX_TASK_RUNS = 64
+"""Task runs of one step: each costs Dask and the server 0.15 s, and so many still read well."""
+
+SegmenterSpec = Segmenter | str | Mapping[str, Any]
+
+
+def segment_image(
+    image: Any,
+    *,
+    segmenter: SegmenterSpec,
+    tile_shape: TileShapeRule | None = None,
+    overlap: int | Sequence[int] | None = None,
+    channel: int | None = 0,
+    level: int = 0,
+    max_workers: int | None = None,
+    write_to: PathLike | None = None,
+    output_component: str = "labels",
+    pyramid_levels: int = 5,
+    pyramid_downscale: int = 2,
+    skip_empty: bool = False,
+    empty_threshold: float | None = None,
+    stage_dir: PathLike | None = None,
+    keep_stage: bool = False,
+    stitch: str = "auto",
+    connectivity: int = 1,
+    resume: bool = True,
+    overwrite: bool = False,
+    convert_to: PathLike | None = None,
+) -> RunReport:
+    """Segment an image as a Prefect flow on worker processes of this machine.
+
+    Writes the same bytes as `patchworks.tile_process`. Uses the Prefect server that is configured,
+    or starts one on loopback that ends with the run.
+
+    Parameters
+    ----------
+    image : path, URL, zarr.Array, dask.array.Array or numpy.ndarray
+        As in `patchworks.tile_process`; a file that is no zarr store (TIFF) is converted first.
+    segmenter : str, mapping or callable
+        ``"threshold"``, ``{"name": "threshold", "value": 400}``, ``"package.module:function"``,
+        ``{"import": "package.module:factory", "kwargs": {...}}``, or a function.
+    max_workers : int, optional
+        Worker processes; one per core by default.
+    convert_to : path, optional
+        Where the OME-Zarr image goes if `image` is a file; by default beside it.
+    tile_shape, overlap, channel, level, write_to, output_component, pyramid_levels, \
+pyramid_downscale, skip_empty, empty_threshold, stage_dir, keep_stage, stitch, connectivity, \
+resume, overwrite
+        As in `patchworks.tile_process`.
+
+    Returns
+    -------
+    RunReport
+        Where the labels are, how many objects, what was done, seconds per step.
+
+    Raises
+    ------
+    InputError, TargetExistsError, TargetNotWritableError
+        Before any work, and before a server or worker is started.
+    SegmenterError
+        If the function fails on a tile; the tiles that are done are kept, and the same call goes
+        on from there.
+    """
+    function = resolve_segmenter(segmenter)
+    stored = write_to is not None or kind_of(image) == "path"
+    options = RunOptions(
+        tile_shape=tile_shape,
+        overlap=overlap,
+        channel=channel,
+        level=level,
+        write_to=write_to if stored else temporary_store(),
+        is_temporary=not stored,
+        output_component=output_component,
+        pyramid_levels=pyramid_levels,
+        pyramid_downscale=pyramid_downscale,
+        skip_empty=skip_empty,
+        empty_threshold=empty_threshold,
+        stage_dir=stage_dir,
+        stitch=stitch,
+        connectivity=connectivity,
+        overwrite=overwrite,
+    )
+    to_convert = _file_to_convert(image, convert_to)
+    plan = None if to_convert else plan_run(image, function, options)
+    if plan is not None and resume and is_finished(plan):
+        return report_of_finished(plan)
+    with prefect_server():
+        runner = local_dask_runner(n_workers=max_workers)
+        report: RunReport = segment_image_flow.with_options(task_runner=runner)(
+            image=image if to_convert is None else to_convert[0],
+            convert_to=None if to_convert is None else to_convert[1],
+            segmenter=segmenter,
+            run=_Run(options, plan, keep_stage=keep_stage, resume=resume),
+        )
+    return report
+
+
+class _Run:
+    """What the flow works on, beside what it shows as its parameters."""
+
+    def __init__(
+        self, options: RunOptions, plan: RunPlan | None, *, keep_stage: bool, resume: bool
+    ) -> None:
+        self.options = options
+        self.plan = plan
+        self.keep_stage = keep_stage
+        self.resume = resume
+
+
+def _file_to_convert(image: Any, convert_to: PathLike | None) -> tuple[str, str] | None:
+    """Return file and OME-Zarr target if `image` is a file that is no zarr store."""
+    if kind_of(image) != "path":
+        return None
+    target = converted_path(image)
+    return None if target is None else (os.fspath(image), os.fspath(convert_to or target))
+
+
+def converted_path(image: PathLike) -> Path | None:
+    """Return where a file's OME-Zarr image goes, or None if `image` is a store already."""
+    if "://" in os.fspath(image):
+        return None
+    path = Path(image).expanduser().absolute()
+    if not path.exists():
+        raise SourceNotFoundError(f"{path}: there is nothing at this path")
+    return None if path.is_dir() else path.with_name(f"{path.name.partition('.')[0]}.ome.zarr")
+
+
+@flow(
+    name="segment image",
+    flow_run_name="segment {image}",
+    validate_parameters=False,
+    persist_result=False,
+)
+def segment_image_flow(
+    image: Any, segmenter: SegmenterSpec, run: _Run, convert_to: str | None = None
+) -> RunReport:
+    """Convert, set up the stage, find empty tiles, segment, stitch, merge, build the pyramid."""
+    logger = get_run_logger()
+    start = RunReport("", 0)
+    with start.timed("start workers"):
+        _ = FlowRunContext.get().task_runner.client  # type: ignore[union-attr]
+    plan = run.plan
+    if convert_to is not None:
+        with start.timed("convert"):
+            store = results_of([tasks.convert.submit(image, convert_to)])[0]
+        plan = plan_run(store, resolve_segmenter(segmenter), run.options)
+        if run.resume and is_finished(plan):
+            return report_of_finished(plan)
+    if plan is None:
+        raise PatchworksError("the flow was given neither a plan nor a file to convert")
+    report = RunReport(str(plan.target.location), plan.spec.grid.n_tiles, seconds=start.seconds)
+    if not run.resume:
+        plan.stage.remove()
+    try:
+        carry_out(plan, report)
+    except PatchworksError as error:
+        logger.error("%s", error)
+        error.add_note(
+            f"{len(plan.stage.done())} of {report.n_tiles} tiles are done and kept in "
+            f"{plan.stage.root}; the same call goes on from there"
+        )
+        raise
+    if not run.keep_stage:
+        plan.stage.remove()
+    logger.info("%s", report)
+    return report
+
+
+def carry_out(plan: RunPlan, report: RunReport) -> None:
+    """Submit the tasks of every step in order, and count what they did into `report`."""
+    with report.timed("set up stage"):
+        stage = tasks.set_up_stage(tasks.Opaque(plan))
+    grid, pyramid = plan.spec.grid, plan.spec.pyramid
+    if plan.spec.skip_empty and plan.stage.read_array(pipeline.OCCUPANCY) is None:
+        with report.timed("estimate empty tiles"):
+            threshold = results_of([tasks.choose_threshold.submit(stage)])[0]
+            found = results_of(
+                [
+                    tasks.estimate_empty_tiles.submit(stage, threshold, b)
+                    for b in batches_of(range(grid.n_tiles))
+                ]
+            )
+            pipeline.save_occupancy(plan, found)
+    with report.timed("segment"):
+        done = set(plan.stage.done())
+        todo = [i for i in range(grid.n_tiles) if i not in done]
+        report.n_reused += len(done)
+        batches = batches_of(todo)
+        for outcomes in results_of([tasks.segment_tiles.submit(stage, b) for b in batches]):
+            report.count(outcomes)
+    with report.timed("stitch"):
+        report.n_objects = results_of([tasks.stitch.submit(stage)])[0]
+        relabeling = Relabeling.load(plan.stage)
+    with report.timed("merge"):
+        regions = pipeline.begin_label_image(plan, relabeling)
+        batches = batches_of(regions)
+        results_of([tasks.merge_regions.submit(stage, b) for b in batches])
+    with report.timed("pyramid"):
+        for level in range(pyramid.n_fused, pyramid.n_levels):
+            batches = batches_of(range(pyramid.regions(level).n_tiles))
+            results_of([tasks.build_level.submit(stage, level, b) for b in batches])
+        pipeline.publish(plan, relabeling, version("patchworks"))
+
+
+def batches_of(indices: Sequence[int]) -> list[tasks.Batch]:
+    """Cut indices into the batches of a step's task runs."""
+    return [tasks.Batch(tuple(part)) for part in batched(indices, MAX_TASK_RUNS)]
+
+
+def results_of(futures: Sequence[PrefectFuture[Any]]) -> list[Any]:
+    """Wait for all tasks and return their results, or raise the first failure.
+
+    All of them run to their end: what the others do meanwhile is kept.
+    """
+    wait(list(futures))
+    for future in futures:
+        if not future.state.is_final():
+            raise ClientError(
+                f"task run {future.task_run_id} never ended: its worker died (most often: out of "
+                f"memory); give smaller tiles or fewer workers, and call again"
+            )
+    return [future.result() for future in futures]

@@ -1,0 +1,112 @@
+"""One Prefect task per stage of a run, thin over `patchworks.pipeline`.
+
+What passes between tasks is the path of the stage, indices and small records, never voxels. A task
+may be run again at any time: tiles and regions that are done are left alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from patchworks import pipeline
+from patchworks.lazy import make_readable
+from patchworks.pipeline import RunPlan, TileOutcome
+from patchworks.plugins.ome_zarr import to_ome_zarr
+from patchworks.run_plan import open_stage
+from patchworks.steps.merge import Relabeling
+
+UNCACHED: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
+"""The stage says what is done; a Prefect cache would be a second truth."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The tiles or regions of one task run."""
+
+    indices: tuple[int, ...]
+
+    @property
+    def first(self) -> int:
+        """The first of them, for the task run's name."""
+        return self.indices[0]
+
+    @property
+    def last(self) -> int:
+        """The last of them."""
+        return self.indices[-1]
+
+
+class Opaque:
+    """Keeps Prefect from walking through a plan in search of futures."""
+
+    def __init__(self, plan: RunPlan) -> None:
+        self.plan = plan
+
+
+@task(name="convert", task_run_name="convert to {target}", **UNCACHED)
+def convert(source: str, target: str) -> str:
+    """Convert a file to OME-Zarr; one that was made from it already is left as it is."""
+    return str(to_ome_zarr(source, target, progress=False))
+
+
+@task(name="set up stage", **UNCACHED)
+def set_up_stage(opaque: Opaque) -> str:
+    """Make the stage, put the image where every worker can read it, prepare the function."""
+    plan = opaque.plan
+    open_stage(plan)
+    plan = make_readable(plan, by_other_processes=True)
+    plan = pipeline.with_segmenter(plan, pipeline.prepare_segmenter(plan.segmenter, plan.source))
+    pipeline.save_plan(plan)
+    return str(plan.stage.root)
+
+
+@task(name="choose threshold of empty tiles", **UNCACHED)
+def choose_threshold(stage: str) -> float:
+    """Return the intensity above which a voxel is signal."""
+    return pipeline.sample_threshold(pipeline.load_plan(stage))
+
+
+@task(
+    name="estimate empty tiles",
+    task_run_name="estimate empty tiles {batch.first}–{batch.last}",
+    **UNCACHED,
+)
+def estimate_empty_tiles(stage: str, threshold: float, batch: Batch) -> list[tuple[int, bool]]:
+    """Return for each tile whether it reads any voxel above the threshold."""
+    return pipeline.find_occupied(pipeline.load_plan(stage), threshold, batch.indices)
+
+
+@task(name="segment tiles", task_run_name="segment tiles {batch.first}–{batch.last}", **UNCACHED)
+def segment_tiles(stage: str, batch: Batch) -> list[TileOutcome]:
+    """Read, segment and stage a batch of tiles."""
+    return pipeline.segment_tiles(pipeline.load_plan(stage), batch.indices)
+
+
+@task(name="stitch", **UNCACHED)
+def stitch(stage: str) -> int:
+    """Judge every seam, number the objects, and return how many there are."""
+    plan = pipeline.load_plan(stage)
+    joins = pipeline.join_tiles(plan, range(plan.spec.grid.n_tiles))
+    return pipeline.relabel(plan, [joins]).n_objects
+
+
+@task(name="merge", task_run_name="merge regions {batch.first}–{batch.last}", **UNCACHED)
+def merge_regions(stage: str, batch: Batch) -> int:
+    """Write the merged labels of a batch of regions."""
+    return pipeline.finish_regions(pipeline.load_plan(stage), batch.indices)
+
+
+@task(
+    name="build pyramid",
+    task_run_name="build level {level}, {batch.first}–{batch.last}",
+    **UNCACHED,
+)
+def build_level(stage: str, level: int, batch: Batch) -> int:
+    """Write regions of a level from the level above."""
+    plan = pipeline.load_plan(stage)
+    image = plan.label_image(Relabeling.load(plan.stage))
+    return pipeline.build_level(image, level, batch.indices)

@@ -1,0 +1,1 @@
+"""What people meet: conversion of files, pictures, models. No plugin knows another."""
