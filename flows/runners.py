@@ -2,6 +2,9 @@
 
 import contextvars
 import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import dask.system
 import distributed
@@ -14,6 +17,7 @@ from prefect.settings import get_current_settings
 from prefect_dask.client import PrefectDaskClient
 from prefect_dask.task_runners import DaskTaskRunner
 
+from flows.environment import environment
 from flows.errors import ServerError
 
 # Spilling writes to disk behind the run's back, and a paused worker waits for memory that the
@@ -61,7 +65,10 @@ def local_dask_runner(
             "threads_per_worker": threads_per_worker,
             "processes": True,
             "host": "127.0.0.1",
-            "dashboard_address": None,
+            # The dashboard is off; a scheduler still serves HTTP, by default on port 8787, with a
+            # warning where that is taken.
+            "dashboard_address": "127.0.0.1:0",
+            "scheduler_kwargs": {"dashboard": False},
             "memory_limit": memory_limit or available_memory_bytes() // workers,
         },
     )
@@ -101,6 +108,7 @@ class LocalDaskRunner(DaskTaskRunner):
         return super().client
 
     def _start(self, log_level: str) -> None:
+        self._exit_stack.enter_context(_quiet_dask())
         cluster = self._exit_stack.enter_context(
             distributed.LocalCluster(**self.cluster_kwargs, config=_WORKER_CONFIG)
         )
@@ -127,6 +135,23 @@ def _require_server(url: str | None) -> None:
             " PREFECT_API_URL is not set: each worker would start a server of its own. Run the flow"
             " inside `with prefect_server():`, or set PREFECT_API_URL."
         )
+
+
+@contextmanager
+def _quiet_dask() -> Iterator[None]:
+    """Keep Dask's own log at warnings, here and in the workers.
+
+    Imported after Prefect, Dask finds a console handler and leaves it to tell every step it takes.
+    """
+    logger = logging.getLogger("distributed")
+    level = logger.level
+    logger.setLevel(max(level, logging.WARNING))
+    variable = "DASK_LOGGING__DISTRIBUTED"
+    try:
+        with environment({variable: os.environ.get(variable, "warning")}):
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 class LibraryLogs(distributed.WorkerPlugin):

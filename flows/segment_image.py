@@ -121,7 +121,8 @@ resume, overwrite
         return report_of_finished(plan)
     with prefect_server():
         runner = local_dask_runner(n_workers=max_workers)
-        report: RunReport = segment_image_flow.with_options(task_runner=runner)(
+        on_workers = segment_image_flow.with_options(task_runner=runner)  # type: ignore[arg-type]
+        report: RunReport = on_workers(
             image=image if to_convert is None else to_convert[0],
             convert_to=None if to_convert is None else to_convert[1],
             segmenter=segmenter,

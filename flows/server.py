@@ -6,7 +6,7 @@ nothing configured   ──► own_server: loopback, private, stopped at the end
 
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -22,6 +22,7 @@ from prefect.settings import (
     temporary_settings,
 )
 
+from flows.environment import environment
 from flows.errors import ServerError
 from flows.own_server import LOOPBACK, PRIVATE, own_server
 
@@ -105,7 +106,7 @@ class _CurrentServer:
                 lent = _running_server(url or self._server.url, answer_timeout_s)
             elif url:
                 lent = self._server = _running_server(url, answer_timeout_s)
-                self._cleanup.enter_context(_environment(_client_environment(url)))
+                self._cleanup.enter_context(environment(_client_environment(url)))
             else:
                 lent = self._server = self._start(startup_timeout_s)
             self._users += 1
@@ -121,7 +122,7 @@ class _CurrentServer:
     def _start(self, timeout_s: float) -> PrefectServer:
         with ExitStack() as stack:
             url = stack.enter_context(own_server(timeout_s))
-            stack.enter_context(_environment(_client_environment(url) | _without_proxy()))
+            stack.enter_context(environment(_client_environment(url) | _without_proxy()))
             stack.callback(_drain_client_services)
             self._cleanup = stack.pop_all()
         return PrefectServer(url=url, ui_url=_ui_url(url), owned=True)
@@ -150,8 +151,8 @@ def _running_server(url: str, timeout_s: float) -> PrefectServer:
     if problem is not None:
         raise ServerError(
             f"The Prefect server of PREFECT_API_URL, {url}, gave no answer within {timeout_s:g} s:"
-            f" {problem!r}. Start it (`prefect server start`), correct the URL (it ends in /api), or"
-            " unset PREFECT_API_URL in the environment and the profile: the run then starts a"
+            f" {problem!r}. Start it (`prefect server start`), correct the URL (it ends in /api),"
+            " or unset PREFECT_API_URL in the environment and the profile: the run then starts a"
             " server of its own."
         ) from problem
     return PrefectServer(url=url, ui_url=_ui_url(url), owned=False)
@@ -185,20 +186,6 @@ def _without_proxy() -> dict[str, str]:
     direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
     hosts = f"{direct},{LOOPBACK}" if direct else LOOPBACK
     return {"no_proxy": hosts, "NO_PROXY": hosts}
-
-
-@contextmanager
-def _environment(updates: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in updates}
-    os.environ.update(updates)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _drain_client_services() -> None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
+import dask
 import dask.array as da
 import numpy as np
 import zarr
@@ -102,9 +103,10 @@ def make_readable(plan: RunPlan, *, by_other_processes: bool) -> RunPlan:
             return with_source(plan, replace(source, stored=HeldArray(array.compute())))
         return with_source(plan, _into_stage(plan, array))
     if by_other_processes and source.held_by_this_process():
-        chunks = tuple([min(t, 512) for t in plan.spec.grid.tile_shape])
+        chunks = getattr(array, "chunks", plan.spec.grid.tile_shape)
         lazy = da.from_array(array, chunks=chunks, name=False)
-        return with_source(plan, _into_stage(plan, lazy))
+        with dask.config.set(scheduler="threads"):  # no voxel of it through a scheduler
+            return with_source(plan, _into_stage(plan, lazy))
     return plan
 
 

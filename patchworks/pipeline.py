@@ -10,7 +10,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -91,6 +91,19 @@ class TileOutcome:
 def save_plan(plan: RunPlan) -> None:
     """Write the plan to its stage, function and all, for workers that are told only the stage."""
     write_whole(plan.stage.root / PLAN_FILE, cloudpickle.dumps(plan))
+
+
+class StoredPlan(RunPlan):
+    """A plan that travels to a worker as the path of its stage, where it is read once."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return load_plan, (str(self.stage.root),)
+
+
+def stored(plan: RunPlan) -> StoredPlan:
+    """Write the plan to its stage and return one that is small to send."""
+    save_plan(plan)
+    return StoredPlan(**{f.name: getattr(plan, f.name) for f in fields(plan)})
 
 
 def load_plan(stage: str) -> RunPlan:
@@ -212,8 +225,10 @@ def relabel(plan: RunPlan, joins: Sequence[np.ndarray]) -> Relabeling:
 
 def begin_label_image(plan: RunPlan, relabeling: Relabeling) -> list[int]:
     """Make the empty label image and return the regions that are still to be written."""
-    if plan.label_image(relabeling).create():
-        plan.stage.forget_regions()
+    image, state = plan.label_image(relabeling), relabeling.digest()
+    if not (image.is_begun() and plan.stage.regions_belong_to(state)):
+        image.create()
+        plan.stage.begin_regions(state)
     finished = plan.stage.finished_regions()
     return [i for i in range(plan.spec.pyramid.regions().n_tiles) if i not in finished]
 

@@ -126,6 +126,8 @@ class _Steps:
             plan = make_readable(self.plan, by_other_processes=self.executor.crosses_processes)
             prepared = prepare_segmenter(plan.segmenter, plan.source)
             self.plan = with_segmenter(plan, prepared)
+            if self.executor.crosses_processes:
+                self.plan = pipeline.stored(self.plan)
         if self.plan.spec.skip_empty and self.plan.stage.read_array(pipeline.OCCUPANCY) is None:
             with self.report.timed("empty tiles"):
                 threshold = pipeline.sample_threshold(self.plan)

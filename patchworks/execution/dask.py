@@ -39,9 +39,7 @@ class DaskExecutor:
         """Yield the result of each batch as it comes; an error cancels the rest."""
         from distributed import KilledWorker, as_completed
 
-        # One scattered copy: the function may hold a model of hundreds of megabytes.
-        shared = self.client.scatter(_Shared(fn), hash=False)
-        futures = [self.client.submit(_call, shared, batch, pure=False) for batch in batches]
+        futures = [self.client.submit(fn, batch, pure=False) for batch in batches]
         try:
             for future in as_completed(futures):
                 yield future.result()
@@ -50,17 +48,6 @@ class DaskExecutor:
             raise ClientError(LOST_WORKER.format(key=error.task)) from error
         finally:
             self.client.cancel(futures)
-
-
-@dataclass(frozen=True)
-class _Shared:
-    """Keeps Dask from looking into the function's arguments."""
-
-    fn: Callable[[Batch], Any]
-
-
-def _call(shared: _Shared, batch: Batch) -> Any:
-    return shared.fn(batch)
 
 
 def active_client() -> Any | None:

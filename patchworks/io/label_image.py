@@ -160,10 +160,8 @@ class LabelImage:
         name = f".{target.path.name}.{self.fingerprint[:8]}.partial"
         return Location(str(target.path.parent / name))
 
-    def create(self) -> bool:
-        """Make the empty levels; return False if an interrupted run of this kind left them."""
-        if self._is_begun():
-            return False
+    def create(self) -> None:
+        """Make the empty levels, in place of any that an interrupted run left."""
         self._clear()
         store = self.building.store(read_only=False)
         group = zarr.open_group(store, mode="w", zarr_format=ZARR_FORMAT[self.target.version])
@@ -178,8 +176,7 @@ class LabelImage:
                 fill_value=0,
                 **self._encoding(),
             )
-        group.attrs[PARTIAL_KEY] = self.fingerprint
-        return True
+        group.attrs[PARTIAL_KEY] = self.fingerprint  # last: now it is begun
 
     def _encoding(self) -> dict[str, Any]:
         if self.target.version == "0.4":
@@ -188,7 +185,8 @@ class LabelImage:
         names = [axis.name for axis in self.target.calibration.axes]
         return {"compressors": ZstdCodec(level=1), "dimension_names": names}
 
-    def _is_begun(self) -> bool:
+    def is_begun(self) -> bool:
+        """Return whether the levels are there, left by an interrupted run of this kind."""
         with suppress(*NOT_ZARR):
             return open_group(self.building).attrs.get(PARTIAL_KEY) == self.fingerprint
         return False

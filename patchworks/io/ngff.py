@@ -76,7 +76,8 @@ class Calibration:
 
 def default_axis_names(ndim: int) -> tuple[str, ...]:
     """Return the names for the axes of an array that has none."""
-    return ("t", "c", "z", "y", "x")[-ndim:] if ndim != 4 else ("t", "z", "y", "x")
+    known = {2: "yx", 3: "zyx", 4: "tzyx", 5: "tczyx"}
+    return tuple(known.get(ndim) or [f"axis{i}" for i in range(ndim)])
 
 
 def read_multiscale(attributes: Mapping[str, Any], where: str) -> Multiscale | None:

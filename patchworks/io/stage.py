@@ -103,10 +103,16 @@ class Stage:
             except OSError:  # another run's stage is in it
                 return
 
-    def forget_regions(self) -> None:
-        """Drop the marks of finished regions: their label image is begun anew."""
+    def begin_regions(self, relabeling: str) -> None:
+        """Drop the marks of finished regions: a label image is begun anew, with this relabeling."""
         shutil.rmtree(self.root / "regions", ignore_errors=True)
         (self.root / "regions").mkdir()
+        write_whole(self.root / "regions" / "relabeling", relabeling.encode())
+
+    def regions_belong_to(self, relabeling: str) -> bool:
+        """Return whether the regions that are marked were written with this relabeling."""
+        mark = self.root / "regions" / "relabeling"
+        return mark.exists() and mark.read_text() == relabeling
 
     @property
     def image(self) -> Location:
@@ -137,7 +143,7 @@ class Stage:
         content = np.empty(header.tell() + labels.nbytes, np.uint8)
         content[: header.tell()] = np.frombuffer(header.getvalue(), np.uint8)
         content[header.tell() :] = np.ascontiguousarray(labels).view(np.uint8).ravel()
-        self._file("labels", tile, "zst").write_bytes(zstd.compress(content, LEVEL))
+        write_whole(self._file("labels", tile, "zst"), zstd.compress(content, LEVEL))
 
     def read_labels(self, tile: int) -> np.ndarray:
         """Return the staged labels of a tile, shape of its core."""

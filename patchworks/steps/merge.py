@@ -8,6 +8,7 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from patchworks.fingerprint import digest
 from patchworks.geometry.box import Box
 from patchworks.geometry.grid import TileGrid
 from patchworks.io.stage import Stage
@@ -60,6 +61,10 @@ class Relabeling:
         table[self.local[absorbed]] = self.target[absorbed]
         table[0] = 0
         return table.astype(self.dtype)
+
+    def digest(self) -> str:
+        """Return what stands for this very numbering."""
+        return digest(*[np.asarray(getattr(self, name)) for name in ARRAYS])
 
     def save(self, stage: Stage) -> None:
         """Write it to the stage."""
