@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,8 +73,7 @@ def own_server(timeout_s: float) -> Iterator[str]:
     """
     deadline_s = time.monotonic() + timeout_s
     for _ in range(_PORT_ATTEMPTS):
-        with ExitStack() as stack:
-            server = stack.enter_context(_guarded_server(_free_port()))
+        with _guarded_server(_free_port()) as server:
             if _wait_until_up(server, deadline_s, timeout_s):
                 yield server.url
                 return
@@ -92,8 +91,10 @@ def _guarded_server(port: int) -> Iterator[_GuardedServer]:
     _PIPES.add(write_end)
     guard = None
     try:
-        guard = _start_guard(folder, port, read_end)
-        os.close(read_end)
+        try:
+            guard = _start_guard(folder, port, read_end)
+        finally:
+            os.close(read_end)
         yield _GuardedServer(guard=guard, port=port, folder=folder)
     finally:
         # A forked copy of this process that unwinds here has no pipe, and stops nothing.
@@ -182,7 +183,7 @@ def _wait_until_up(server: _GuardedServer, deadline_s: float, timeout_s: float) 
     )
 
 
-_ADVICE = "Or start a server yourself (`prefect server start`) and set PREFECT_API_URL."
+_ADVICE = "You can also start one yourself (`prefect server start`) and set PREFECT_API_URL."
 
 
 def _is_healthy(port: int) -> bool:

@@ -6,10 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import dask.system
 import distributed
-import distributed.system
-import psutil
 from prefect.context import get_run_context
 from prefect.exceptions import MissingContextError
 from prefect.logging.handlers import APILogHandler
@@ -19,6 +16,7 @@ from prefect_dask.task_runners import DaskTaskRunner
 
 from flows.environment import environment
 from flows.errors import ServerError
+from patchworks.execution.machine import available_cores, available_memory_bytes
 
 # Spilling writes to disk behind the run's back, and a paused worker waits for memory that the
 # allocator may never hand back. A run plans its memory beforehand (MemoryBudgetError); a worker
@@ -58,7 +56,7 @@ def local_dask_runner(
     DaskTaskRunner
         For ``flow.with_options(task_runner=...)``.
     """
-    workers = n_workers or max(1, usable_cores() // threads_per_worker)
+    workers = n_workers or max(1, available_cores() // threads_per_worker)
     return LocalDaskRunner(
         cluster_kwargs={
             "n_workers": workers,
@@ -72,16 +70,6 @@ def local_dask_runner(
             "memory_limit": memory_limit or available_memory_bytes() // workers,
         },
     )
-
-
-def usable_cores() -> int:
-    """Return the number of cores for this process, by its affinity and its container's quota."""
-    return int(dask.system.cpu_count())
-
-
-def available_memory_bytes() -> int:
-    """Return the memory that is free for use now, within the limit of this process's container."""
-    return int(min(psutil.virtual_memory().available, distributed.system.memory_limit()))
 
 
 class LocalDaskRunner(DaskTaskRunner):

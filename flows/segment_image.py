@@ -18,7 +18,7 @@ from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture, wait
 
 from flows import tasks
-from flows.runners import local_dask_runner
+from flows.runners import local_dask_runner, send_library_logs
 from flows.server import prefect_server
 from patchworks import pipeline
 from patchworks.errors import ClientError, PatchworksError, SourceNotFoundError
@@ -172,6 +172,7 @@ def segment_image_flow(
 ) -> RunReport:
     """Convert, set up the stage, find empty tiles, segment, stitch, merge, build the pyramid."""
     logger = get_run_logger()
+    send_library_logs("INFO")
     start = RunReport("", 0)
     with start.timed("start workers"):
         _ = FlowRunContext.get().task_runner.client  # type: ignore[union-attr]

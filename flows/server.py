@@ -18,7 +18,6 @@ from prefect.settings import (
     PREFECT_CLIENT_MAX_RETRIES,
     PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
     PREFECT_UI_URL,
-    Settings,
     temporary_settings,
 )
 
@@ -80,7 +79,9 @@ def prefect_server(
     """
     with (
         _CURRENT.lease(startup_timeout_s, answer_timeout_s) as server,
-        _client_settings(server.url),
+        temporary_settings(
+            {PREFECT_API_URL: server.url, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False}
+        ),
     ):
         yield server
 
@@ -161,14 +162,6 @@ def _running_server(url: str, timeout_s: float) -> PrefectServer:
 def _ui_url(url: str) -> str:
     with temporary_settings({PREFECT_API_URL: url}):
         return str(PREFECT_UI_URL.value())
-
-
-@contextmanager
-def _client_settings(url: str) -> Iterator[Settings]:
-    with temporary_settings(
-        {PREFECT_API_URL: url, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False}
-    ) as settings:
-        yield settings
 
 
 def _client_environment(url: str) -> dict[str, str]:

@@ -30,14 +30,10 @@ class Batch:
     indices: tuple[int, ...]
 
     @property
-    def first(self) -> int:
-        """The first of them, for the task run's name."""
-        return self.indices[0]
-
-    @property
-    def last(self) -> int:
-        """The last of them."""
-        return self.indices[-1]
+    def span(self) -> str:
+        """The first and the last of them, for the task run's name."""
+        first, last = self.indices[0], self.indices[-1]
+        return f"{first}-{last}" if last > first else f"{first}"
 
 
 class Opaque:
@@ -72,7 +68,7 @@ def choose_threshold(stage: str) -> float:
 
 @task(
     name="estimate empty tiles",
-    task_run_name="estimate empty tiles {batch.first}–{batch.last}",
+    task_run_name="estimate empty tiles {batch.span}",
     **UNCACHED,
 )
 def estimate_empty_tiles(stage: str, threshold: float, batch: Batch) -> list[tuple[int, bool]]:
@@ -80,7 +76,7 @@ def estimate_empty_tiles(stage: str, threshold: float, batch: Batch) -> list[tup
     return pipeline.find_occupied(pipeline.load_plan(stage), threshold, batch.indices)
 
 
-@task(name="segment tiles", task_run_name="segment tiles {batch.first}–{batch.last}", **UNCACHED)
+@task(name="segment tiles", task_run_name="segment tiles {batch.span}", **UNCACHED)
 def segment_tiles(stage: str, batch: Batch) -> list[TileOutcome]:
     """Read, segment and stage a batch of tiles."""
     return pipeline.segment_tiles(pipeline.load_plan(stage), batch.indices)
@@ -94,7 +90,7 @@ def stitch(stage: str) -> int:
     return pipeline.relabel(plan, [joins]).n_objects
 
 
-@task(name="merge", task_run_name="merge regions {batch.first}–{batch.last}", **UNCACHED)
+@task(name="merge", task_run_name="merge regions {batch.span}", **UNCACHED)
 def merge_regions(stage: str, batch: Batch) -> int:
     """Write the merged labels of a batch of regions."""
     return pipeline.finish_regions(pipeline.load_plan(stage), batch.indices)
@@ -102,7 +98,7 @@ def merge_regions(stage: str, batch: Batch) -> int:
 
 @task(
     name="build pyramid",
-    task_run_name="build level {level}, {batch.first}–{batch.last}",
+    task_run_name="build level {level}, {batch.span}",
     **UNCACHED,
 )
 def build_level(stage: str, level: int, batch: Batch) -> int:

@@ -8,7 +8,8 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from patchworks.execution.executor import ThreadExecutor, available_cores, batched
+from patchworks.execution.executor import ThreadExecutor, batched
+from patchworks.execution.machine import available_cores
 from patchworks.geometry.tile_shape import resolve_grid
 from patchworks.io.source import HeldArray
 from patchworks.plan import describe_image

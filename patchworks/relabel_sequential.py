@@ -8,7 +8,8 @@ import dask.array as da
 import numpy as np
 
 from patchworks.errors import InputError
-from patchworks.execution.executor import ThreadExecutor, available_cores, batched
+from patchworks.execution.executor import ThreadExecutor, batched
+from patchworks.execution.machine import available_cores
 from patchworks.fingerprint import digest
 from patchworks.geometry.grid import TileGrid
 from patchworks.geometry.pyramid import plan_pyramid

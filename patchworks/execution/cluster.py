@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import psutil
-
 from patchworks.errors import ClientError, MissingExtraError
-from patchworks.execution.executor import available_cores
+from patchworks.execution.machine import available_cores, available_memory_bytes
 
 
 def make_local_cluster(
@@ -49,11 +47,13 @@ def make_local_cluster(
 
     gpus = visible_gpus() if use_gpu else []
     workers = n_workers or (len(gpus) if use_gpu else available_cores())
-    limit = memory_limit or psutil.virtual_memory().available // workers
+    limit = memory_limit or available_memory_bytes() // workers
     if use_gpu:
         cluster = _gpu_cluster(gpus, workers, limit, **cluster_kwargs)
     else:
-        options = {"dashboard_address": None, **cluster_kwargs}
+        # No dashboard, and no fixed port: with None the scheduler still listens on 8787.
+        quiet = {"dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard": False}}
+        options = {**quiet, "host": "127.0.0.1", **cluster_kwargs}
         cluster = LocalCluster(
             processes=True,
             n_workers=workers,

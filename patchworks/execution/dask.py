@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from patchworks.errors import ClientError
-from patchworks.execution.executor import Batch, Executor, Result, ThreadExecutor, available_cores
+from patchworks.execution.executor import Batch, Executor, Result, ThreadExecutor
+from patchworks.execution.machine import available_cores
 
 LOST_WORKER = (
     "a Dask worker died while it held {key}, again and again (most often: out of memory); what is "

@@ -107,14 +107,14 @@ class TestBeforeAnyServer:
         def started(*_: object, **__: object) -> None:
             raise AssertionError("a server was started for bad input")
 
-        monkeypatch.setattr("flows.segment_image.prefect_server", started)
+        monkeypatch.setattr(sys.modules["flows.segment_image"], "prefect_server", started)
 
     def test_missing_path(self, tmp_path):
         with pytest.raises(SourceNotFoundError, match=r"nowhere\.zarr"):
             segment_image(tmp_path / "nowhere.zarr", segmenter="threshold")
 
     def test_unknown_segmenter(self, tmp_path):
-        with pytest.raises(InputError, match="'thresold' is not known.*threshold"):
+        with pytest.raises(InputError, match=r"'thresold' is not known.*threshold"):
             segment_image(an_image(tmp_path), segmenter="thresold")
 
     def test_unknown_parameter_of_a_segmenter(self, tmp_path):
@@ -138,9 +138,7 @@ class TestBeforeAnyServer:
         source, target = an_image(tmp_path), tmp_path / "out.zarr"
         tile_process(source, threshold(5), write_to=target, progress=False)
         with pytest.raises(TargetExistsError, match="overwrite=True"):
-            segment_image(
-                source, segmenter={"name": "threshold", "value": 6}, write_to=target
-            )
+            segment_image(source, segmenter={"name": "threshold", "value": 6}, write_to=target)
 
 
 def test_nothing_needs_to_be_started_and_nothing_is_left(tmp_path):

@@ -1,0 +1,17 @@
+"""Fixtures that several folders of tests share."""
+
+from collections.abc import Iterator
+
+import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows.server import PrefectServer, prefect_server
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[PrefectServer]:
+    """One Prefect server of the tests' own, even where the developer has configured another."""
+    with pytest.MonkeyPatch.context() as env:
+        env.delenv("PREFECT_API_URL", raising=False)
+        with temporary_settings(restore_defaults={PREFECT_API_URL}), prefect_server() as running:
+            yield running
