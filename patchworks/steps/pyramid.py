@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 
@@ -54,31 +54,53 @@ def _segments(extent: int, factor: int) -> list[tuple[slice, slice, int]]:
 
 def _pool_whole_cells(labels: np.ndarray, cell: tuple[int, ...]) -> np.ndarray:
     """Return the mode of every cell of an array that holds whole cells only."""
+    if cell[0] == 1 and labels.ndim > 2:  # plane by plane: each fits the processor's cache
+        return np.stack([_pool_whole_cells(plane, cell[1:]) for plane in labels])
     layers = [
-        labels[tuple([slice(o, None, f) for o, f in zip(offset, cell, strict=True)])]
+        np.ascontiguousarray(
+            labels[tuple([slice(o, None, f) for o, f in zip(offset, cell, strict=True)])]
+        )
         for offset in product(*[range(f) for f in cell])
     ]
     out = layers[0].copy()
     mixed = np.zeros(out.shape, bool)
     for layer in layers[1:]:
         mixed |= layer != layers[0]
-    if mixed.any():
-        out[mixed] = _mode(np.stack([layer[mixed] for layer in layers]))
+    where = np.flatnonzero(mixed)
+    if where.size:
+        cells = [layer.ravel()[where] for layer in layers]
+        out.ravel()[where] = _mode_of_four(*cells) if len(cells) == 4 else _mode(np.stack(cells))
     return out
+
+
+def _mode_of_four(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """Return the most frequent of four values, the largest of those that tie.
+
+    A sorting network: minima and maxima of whole arrays are several times faster than a sort.
+    """
+    low_1, high_1, low_2, high_2 = (
+        np.minimum(a, b),
+        np.maximum(a, b),
+        np.minimum(c, d),
+        np.maximum(c, d),
+    )
+    first, last = np.minimum(low_1, low_2), np.maximum(high_1, high_2)
+    inner_1, inner_2 = np.maximum(low_1, low_2), np.minimum(high_1, high_2)
+    second, third = np.minimum(inner_1, inner_2), np.maximum(inner_1, inner_2)
+    best: np.ndarray = np.where(second == third, second, np.where(first == second, first, last))
+    return np.where(third == last, last, best)
 
 
 def _mode(cells: np.ndarray) -> np.ndarray:
     """Return the most frequent value of each column; the largest of those that tie."""
     ordered = np.sort(cells, axis=0)
-    n, width = ordered.shape
     best: np.ndarray = ordered[0].copy()
-    best_count = np.ones(width, np.int16)
-    count = np.ones(width, np.int16)
-    for row in range(1, n):
-        same = ordered[row] == ordered[row - 1]
-        count = np.where(same, count + 1, 1).astype(np.int16)
+    best_count = np.ones(len(best), np.int16)
+    count = np.ones(len(best), np.int16)
+    for row, above in pairwise(ordered):
+        count = np.where(above == row, count + 1, 1).astype(np.int16)
         better = count >= best_count  # later rows are larger: a tie goes to them
-        best = np.where(better, ordered[row], best)
+        best = np.where(better, above, best)
         best_count = np.maximum(best_count, count)
     return best
 
@@ -94,11 +116,23 @@ def pool_image(voxels: np.ndarray, factor: tuple[int, ...]) -> np.ndarray:
     >>> pool_image(np.array([[1, 3, 10], [5, 7, 20]], "uint8"), (2, 2))
     array([[ 4, 15]], dtype=uint8)
     """
-    total: np.ndarray = voxels.astype(np.float64)
+    kind, wide = voxels.dtype.kind, voxels.dtype.itemsize == 8
+    if kind in "iu" and wide:  # beyond float64: average the distances to the smallest voxel
+        base = voxels.min()
+        distances = (voxels.view(np.uint64) - base.view(np.uint64)).astype(np.float64)
+        return (np.rint(_means(distances, factor)).astype(np.uint64)).view(voxels.dtype) + base
+    means = _means(voxels.astype(np.float64), factor)
+    if kind == "b":
+        return means > 0.5
+    return (np.rint(means) if kind in "iu" else means).astype(voxels.dtype)
+
+
+def _means(values: np.ndarray, factor: tuple[int, ...]) -> np.ndarray:
+    """Return the mean of every cell, one axis after the other."""
     for axis, f in enumerate(factor):
         if f > 1:
-            starts = np.arange(0, voxels.shape[axis], f)
-            counts = np.diff([*starts, voxels.shape[axis]])
-            shape = [-1 if a == axis else 1 for a in range(voxels.ndim)]
-            total = np.add.reduceat(total, starts, axis) / counts.reshape(shape)
-    return (np.rint(total) if voxels.dtype.kind in "iu" else total).astype(voxels.dtype)
+            starts = np.arange(0, values.shape[axis], f)
+            counts = np.diff([*starts, values.shape[axis]])
+            shape = [-1 if a == axis else 1 for a in range(values.ndim)]
+            values = np.add.reduceat(values, starts, axis) / counts.reshape(shape)
+    return values
