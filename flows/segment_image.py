@@ -26,7 +26,7 @@ from patchworks.execution.executor import batched
 from patchworks.geometry.tile_shape import TileShapeRule
 from patchworks.io.source import kind_of
 from patchworks.pipeline import RunPlan
-from patchworks.plan import PathLike, RunOptions, plan_run
+from patchworks.plan import PathLike, RunOptions, check_reachable, plan_run
 from patchworks.report import RunReport
 from patchworks.run_plan import is_finished, report_of_finished
 from patchworks.segmenters import Segmenter, resolve_segmenter
@@ -117,8 +117,10 @@ resume, overwrite
     )
     to_convert = _file_to_convert(image, convert_to)
     plan = None if to_convert else plan_run(image, function, options)
-    if plan is not None and resume and is_finished(plan):
-        return report_of_finished(plan)
+    if plan is not None:
+        check_reachable(plan)
+        if resume and is_finished(plan):
+            return report_of_finished(plan)
     with prefect_server():
         runner = local_dask_runner(n_workers=max_workers)
         on_workers = segment_image_flow.with_options(task_runner=runner)  # type: ignore[arg-type]

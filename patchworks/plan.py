@@ -200,6 +200,15 @@ def choose_target(source: ImageSource, options: RunOptions) -> LabelTarget:
     )
 
 
+def check_reachable(plan: RunPlan) -> None:
+    """Raise InputError if worker processes could not write to the target."""
+    if plan.target.location.url.startswith("memory://"):
+        raise InputError(
+            f"{plan.target.location}: is in the memory of this process, and the workers are other "
+            f"processes; give write_to= a path or a URL that they see too"
+        )
+
+
 def _identity(source: ImageSource, options: RunOptions) -> str:
     """Return what stands for the image's content in the run's fingerprint."""
     array = getattr(source.stored, "array", None)

@@ -15,6 +15,7 @@ from patchworks.execution.progress import say, with_progress
 from patchworks.io.stage import Stage
 from patchworks.lazy import make_readable
 from patchworks.pipeline import RunPlan, prepare_segmenter, with_segmenter
+from patchworks.plan import check_reachable
 from patchworks.report import RunReport
 from patchworks.steps.merge import Relabeling
 
@@ -48,6 +49,8 @@ def run_plan(
         report = report_of_finished(plan)
         say(f"already done: {report}", shown=progress)
         return report
+    if executor.crosses_processes:
+        check_reachable(plan)
     if not resume:
         plan.stage.remove()
     open_stage(plan)

@@ -15,7 +15,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import fsspec
 import numpy as np
 import zarr
 from numcodecs import Zstd
@@ -196,7 +195,7 @@ class LabelImage:
             shutil.rmtree(self.building.path, ignore_errors=True)
             self.building.path.parent.mkdir(parents=True, exist_ok=True)
         elif self.building.exists():
-            filesystem, path = fsspec.core.url_to_fs(self.building.url)
+            filesystem, path = self.building.filesystem()
             filesystem.rm(path, recursive=True)
 
     @functools.cached_property

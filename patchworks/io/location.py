@@ -66,20 +66,39 @@ class Location:
         """Return the zarr store at this location."""
         if self.is_local:
             return LocalStore(self.path, read_only=read_only)
+        self.filesystem()
+        return FsspecStore.from_url(self.url, read_only=read_only)
+
+    def filesystem(self) -> tuple[Any, str]:
+        """Return the file system of a URL, and the path in it.
+
+        Raises
+        ------
+        MissingExtraError
+            If the protocol needs a package that is not installed.
+        InputError
+            If there is no such protocol.
+        """
+        protocol = self.url.partition("://")[0]
         try:
-            return FsspecStore.from_url(self.url, read_only=read_only)
+            filesystem, path = fsspec.core.url_to_fs(self.url)
         except ImportError as error:
-            protocol = self.url.partition("://")[0]
             raise MissingExtraError(
                 f"{self.url}: {protocol}:// needs another package ({error}); install it with "
                 f"pip install 'fsspec[{protocol}]'"
             ) from error
+        except ValueError as error:
+            raise InputError(
+                f"{self.url}: {protocol}:// is no protocol of fsspec ({error}); expected a path, "
+                f"or a URL such as s3://bucket/image.zarr"
+            ) from error
+        return filesystem, path
 
     def exists(self) -> bool:
         """Return whether anything lies here."""
         if self.is_local:
             return self.path.exists()
-        filesystem, path = fsspec.core.url_to_fs(self.url)
+        filesystem, path = self.filesystem()
         return bool(filesystem.exists(path))
 
 

@@ -120,8 +120,10 @@ def pool_image(voxels: np.ndarray, factor: tuple[int, ...]) -> np.ndarray:
     if kind in "iu" and wide:  # beyond float64: average the distances to the smallest voxel
         base = voxels.min()
         distances = (voxels.view(np.uint64) - base.view(np.uint64)).astype(np.float64)
-        return (np.rint(_means(distances, factor)).astype(np.uint64)).view(voxels.dtype) + base
-    means = _means(voxels.astype(np.float64), factor)
+        rounded = np.rint(_means(distances, factor)).astype(np.uint64)
+        total: np.ndarray = rounded.view(voxels.dtype) + base
+        return total
+    means: np.ndarray = _means(voxels.astype(np.float64), factor)
     if kind == "b":
         return means > 0.5
     return (np.rint(means) if kind in "iu" else means).astype(voxels.dtype)
