@@ -1,27 +1,40 @@
 """What makes two values the same value, across processes and sessions.
 
 A run goes on after an interruption only if its function is still the same function. A digest
-therefore covers what decides a function's answer: its name, source, closure, defaults, bound
-arguments, and the functions and plain values it uses from its own module.
+therefore covers what decides a function's answer: its name, source and code, closure, defaults and
+bound arguments, and the globals it reads. The code of installed packages counts by name and
+version; that of the user's own modules is looked into.
 """
 
 from __future__ import annotations
 
+import dis
 import functools
 import hashlib
 import inspect
 import logging
 import sys
+import sysconfig
 import types
 import uuid
-from dataclasses import fields, is_dataclass
-from pathlib import PurePath
+from collections.abc import Iterable
+from pathlib import Path, PurePath
 from typing import Any
 
-import cloudpickle
 import numpy as np
 
 logger = logging.getLogger(__name__)
+
+PLAIN = (bool, int, float, complex, str, bytes, PurePath, np.generic, np.dtype, range, slice)
+
+NOT_OF_A_CLASS = {
+    "__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__firstlineno__",
+    "__static_attributes__", "__dataclass_fields__", "__dataclass_params__", "__match_args__",
+    "__slots__", "__abstractmethods__", "_abc_impl", "__orig_bases__", "__parameters__",
+    "__slotnames__",
+    "__annotate__", "__annotate_func__", "__annotations_cache__",
+}  # fmt: skip
+"""What a class holds beside its methods and values, or what is said by these already."""
 
 
 def digest(*values: object) -> str:
@@ -37,98 +50,178 @@ def digest(*values: object) -> str:
     >>> digest(1) == digest("1")
     False
     """
-    hasher = hashlib.blake2b(digest_size=16)
-    seen: dict[int, int] = {}
-    for value in values:
-        _feed(hasher, value, seen)
-    return hasher.hexdigest()
-
-
-def _feed(hasher: hashlib.blake2b, value: Any, seen: dict[int, int]) -> None:
-    """Add one value to the digest; a value met again is named by the order it was met in."""
-    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, PurePath)):
-        _mark(hasher, type(value).__name__, repr(value))
-        return
-    if id(value) in seen:
-        _mark(hasher, "again", seen[id(value)])
-        return
-    seen[id(value)] = len(seen)
-    if isinstance(value, np.ndarray) and value.dtype != object:
-        _mark(hasher, "array", value.dtype.str, value.shape)
-        hasher.update(np.ascontiguousarray(value).data)
-    elif isinstance(value, (np.generic, np.dtype, range, slice, type(...))):
-        _mark(hasher, type(value).__name__, repr(value))
-    elif isinstance(value, (dict, set, frozenset, list, tuple)):
-        _feed_container(hasher, value, seen)
-    elif isinstance(value, types.ModuleType):
-        _mark(hasher, "module", value.__name__, getattr(value, "__version__", ""))
-    elif isinstance(value, type):
-        _mark(hasher, "class", value.__module__, value.__qualname__, _source(value))
-    elif not (callable(value) and _feed_callable(hasher, value, seen)):
-        _feed_object(hasher, value, seen)
-
-
-def _feed_container(hasher: hashlib.blake2b, value: Any, seen: dict[int, int]) -> None:
-    _mark(hasher, type(value).__name__, len(value))
-    if isinstance(value, dict):
-        for key in sorted(value, key=repr):
-            _feed_all(hasher, (key, value[key]), seen)
-    elif isinstance(value, (set, frozenset)):
-        _mark(hasher, sorted(map(repr, value)))
-    else:
-        _feed_all(hasher, value, seen)
-
-
-def _feed_callable(hasher: hashlib.blake2b, value: Any, seen: dict[int, int]) -> bool:
-    """Add a function, method or partial; return False for objects that are merely callable."""
-    if isinstance(value, functools.partial):
-        _mark(hasher, "partial")
-        _feed_all(hasher, (value.func, value.args, value.keywords), seen)
-    elif isinstance(value, types.MethodType):
-        _mark(hasher, "method")
-        _feed_all(hasher, (value.__func__, value.__self__), seen)
-    elif isinstance(value, types.FunctionType):
-        _mark(hasher, "function", value.__module__, value.__qualname__, _source(value))
-        cells = [_cell(c) for c in value.__closure__ or ()]
-        _feed_all(hasher, (cells, value.__defaults__, value.__kwdefaults__), seen)
-        _feed_all(hasher, _used_globals(value), seen)
-    elif isinstance(value, (types.BuiltinFunctionType, np.ufunc)):
-        _mark(hasher, "builtin", getattr(value, "__module__", ""), value.__name__)
-    else:
-        return False
-    return True
-
-
-def _feed_object(hasher: hashlib.blake2b, value: Any, seen: dict[int, int]) -> None:
-    """Add an instance: its class's source and its state, or its pickle, or nothing that repeats."""
-    cls = type(value)
-    _mark(hasher, "object", cls.__module__, cls.__qualname__, _source(cls))
-    if is_dataclass(value):
-        _feed_all(hasher, [getattr(value, f.name) for f in fields(value)], seen)
-        return
-    state = getattr(value, "__dict__", None)
-    if state is not None and cls.__module__ != "builtins" and "__reduce__" not in vars(cls):
-        _feed(hasher, state, seen)
-        return
+    walk = _Walk({})
     try:
-        hasher.update(cloudpickle.dumps(value))
-    except Exception as error:  # noqa: BLE001 - any object may refuse to be pickled in its own way
+        walk.add_all(values)
+    except _CannotPinDownError as error:
         logger.warning(
-            "cannot fingerprint a %s that the function uses (%s): this run can be repeated but "
-            "not continued after an interruption",
-            cls.__qualname__,
+            "cannot fingerprint a %s that the function uses: this run can be repeated but not "
+            "continued after an interruption",
             error,
         )
-        _mark(hasher, uuid.uuid4().hex)
+        walk.mark(uuid.uuid4().hex)
+    return walk.hexdigest()
 
 
-def _feed_all(hasher: hashlib.blake2b, values: Any, seen: dict[int, int]) -> None:
-    for value in values:
-        _feed(hasher, value, seen)
+class _Walk:
+    """One walk through values; a value met again is named by the order in which it was met."""
+
+    def __init__(self, seen: dict[int, tuple[int, object]]) -> None:
+        self.hasher = hashlib.blake2b(digest_size=16)
+        self.seen = seen  # keeps the values: the id of one that is gone may be given out again
+
+    def hexdigest(self) -> str:
+        return self.hasher.hexdigest()
+
+    def mark(self, *parts: object) -> None:
+        for part in parts:
+            text = str(part).encode("utf-8", "surrogatepass")
+            self.hasher.update(b"%d:%b" % (len(text), text))
+
+    def add_all(self, values: Iterable[object]) -> None:
+        for value in values:
+            self.add(value)
+
+    def apart(self, value: object) -> str:
+        """Return the digest of one of several values that have no order."""
+        walk = _Walk(dict(self.seen))
+        walk.add(value)
+        return walk.hexdigest()
+
+    def add(self, value: Any) -> None:
+        """Add one value."""
+        if value is None or isinstance(value, PLAIN):
+            self.mark(type(value).__name__, repr(value))
+        elif id(value) in self.seen:
+            self.mark("again", self.seen[id(value)][0])
+        else:
+            self.seen[id(value)] = (len(self.seen), value)
+            if not (self._added_as_data(value) or self._added_as_code(value)):
+                self._add_object(value)
+
+    def _added_as_data(self, value: Any) -> bool:
+        """Add an array or container of a plain type."""
+        kind = type(value)
+        if kind is np.ndarray:
+            self.mark("array", value.dtype.descr, value.shape)
+            if value.dtype.hasobject:
+                self.add_all(value.ravel().tolist())
+            else:
+                self.hasher.update(np.ascontiguousarray(value).tobytes())
+        elif kind in (list, tuple):
+            self.mark(kind.__name__, len(value))
+            self.add_all(value)
+        elif kind in (set, frozenset):
+            self.mark(kind.__name__, *sorted(self.apart(item) for item in value))
+        elif kind is dict:
+            self.mark("dict", len(value))
+            for _, key in sorted(((self.apart(key), key) for key in value), key=lambda p: p[0]):
+                self.add_all((key, value[key]))
+        else:
+            return False
+        return True
+
+    def _added_as_code(self, value: Any) -> bool:
+        """Add a module, class, function, method or partial."""
+        if isinstance(value, types.ModuleType):
+            self.mark("module", value.__name__, _version(value.__name__))
+        elif isinstance(value, type):
+            self._add_class(value)
+        elif isinstance(value, functools.partial):
+            self.mark("partial")
+            self.add_all((value.func, value.args, value.keywords))
+        elif isinstance(value, types.MethodType):
+            self.mark("method")
+            self.add_all((value.__func__, value.__self__))
+        elif isinstance(value, types.FunctionType):
+            self._add_function(value)
+        elif isinstance(value, types.BuiltinFunctionType):
+            self._add_builtin(value)
+        elif isinstance(value, (staticmethod, classmethod, property)):
+            self._add_descriptor(value)
+        elif isinstance(value, types.CodeType):
+            self._add_code(value)
+        else:
+            return False
+        return True
+
+    def _add_builtin(self, value: types.BuiltinFunctionType) -> None:
+        self.mark("builtin", getattr(value, "__module__", ""), value.__qualname__)
+        if not isinstance(value.__self__, (types.ModuleType, type(None))):
+            self.add(value.__self__)
+
+    def _add_descriptor(
+        self, value: staticmethod[..., Any] | classmethod[Any, ..., Any] | property
+    ) -> None:
+        self.mark(type(value).__name__)
+        names = ("__func__", "fget", "fset", "fdel")
+        self.add_all(getattr(value, name, None) for name in names)
+
+    def _add_function(self, function: types.FunctionType) -> None:
+        self.mark("function", function.__module__, function.__qualname__)
+        if _is_installed(function.__module__):
+            self.mark(_version(function.__module__))
+        else:
+            self.mark(_source(function))
+            self._add_code(function.__code__)
+            self._add_globals(function)
+        cells = [_cell(cell) for cell in function.__closure__ or ()]
+        self.add_all((cells, function.__defaults__, function.__kwdefaults__))
+
+    def _add_code(self, code: types.CodeType) -> None:
+        """Add bytes, names and constants: lambdas that share a line share their source too."""
+        self.mark("code", code.co_code.hex(), code.co_names, code.co_varnames)
+        self.add_all(code.co_consts)
+
+    def _add_globals(self, function: types.FunctionType) -> None:
+        """Add the globals that a function reads, but for those it assigns itself (its caches)."""
+        read, assigned = _global_names(function.__code__)
+        for name in sorted(read - assigned):
+            if name in function.__globals__:
+                self.mark("global", name)
+                self._add_global(function.__globals__[name])
+
+    def _add_global(self, value: Any) -> None:
+        try:
+            self.add(value)
+        except _CannotPinDownError as error:
+            # Locks, clients, handles: a module has them, an answer seldom depends on them.
+            logger.debug("a global counts by its type alone: %s", error)
+            self.mark(type(value).__qualname__)
+
+    def _add_class(self, cls: type) -> None:
+        self.mark("class", cls.__module__, cls.__qualname__)
+        if _is_installed(cls.__module__):
+            self.mark(_version(cls.__module__))
+            return
+        for name, value in sorted(vars(cls).items()):
+            if name not in NOT_OF_A_CLASS and not isinstance(
+                value, (types.MemberDescriptorType, types.GetSetDescriptorType)
+            ):
+                self.mark(name)
+                self._add_global(value)
+        self.add_all(cls.__bases__)
+
+    def _add_object(self, value: Any) -> None:
+        """Add an instance: its class, what it wraps, and the parts that pickling would keep."""
+        self.mark("object")
+        self.add_all((type(value), getattr(value, "__wrapped__", None)))
+        try:
+            parts = value.__reduce_ex__(4)
+        except Exception as error:
+            raise _CannotPinDownError(f"{type(value).__qualname__} ({error})") from error
+        if isinstance(parts, str):
+            self.mark("named", parts)
+            return
+        function, arguments, *more = parts
+        self.add_all((function, arguments))
+        for part in more:
+            is_items = part is not None and hasattr(part, "__next__")
+            self.add(list(part) if is_items else part)
 
 
-def _mark(hasher: hashlib.blake2b, *parts: object) -> None:
-    hasher.update(("\0".join(map(str, parts)) + "\1").encode("utf-8", "surrogatepass"))
+class _CannotPinDownError(Exception):
+    """A value that has no parts to look at."""
 
 
 def _cell(cell: types.CellType) -> object:
@@ -139,36 +232,41 @@ def _cell(cell: types.CellType) -> object:
 
 
 def _source(value: Any) -> str:
-    """Return the source of a function or class, or what its code consists of."""
-    if isinstance(value, type) and value.__module__ == "builtins":
-        return ""
     try:
         return inspect.getsource(value)
     except (OSError, TypeError):
-        code = getattr(value, "__code__", None)
-        return "" if code is None else _code(code)
+        return ""  # typed at a prompt: its code says it all
 
 
-def _code(code: types.CodeType) -> str:
-    """Describe code without a source (typed at a prompt): bytes, names and constants."""
-    constants = [_code(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts]
-    return repr((code.co_code, code.co_names, constants))
+def _global_names(code: types.CodeType) -> tuple[set[str], set[str]]:
+    """Return the names that code may read as globals, and those it assigns as globals."""
+    read, assigned = set(code.co_names), set()
+    for instruction in dis.get_instructions(code):
+        if instruction.opname == "STORE_GLOBAL":
+            assigned.add(str(instruction.argval))
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            inner_read, inner_assigned = _global_names(constant)
+            read |= inner_read
+            assigned |= inner_assigned
+    return read, assigned
 
 
-def _used_globals(function: types.FunctionType) -> list[tuple[str, object]]:
-    """Return the plain values and own-module functions that `function` reads as globals."""
-    used: list[tuple[str, object]] = []
-    for name in sorted(_names(function.__code__)):
-        value = function.__globals__.get(name)
-        own = getattr(value, "__module__", None) == function.__module__
-        library = function.__module__.partition(".")[0] in sys.stdlib_module_names
-        if isinstance(value, (bool, int, float, str, bytes, tuple, np.ndarray)) or (
-            own and not library and isinstance(value, types.FunctionType)
-        ):
-            used.append((name, value))
-    return used
+@functools.cache
+def _is_installed(module: str | None) -> bool:
+    """Whether a module belongs to Python or to an installed package, not to the user."""
+    top = (module or "").partition(".")[0]
+    if top in sys.stdlib_module_names or top == "builtins":
+        return top != "__main__"
+    if top == "__main__":
+        return False
+    file = getattr(sys.modules.get(top), "__file__", None)
+    if file is None:
+        return False
+    places = {sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")}
+    return any(Path(file).resolve().is_relative_to(Path(place).resolve()) for place in places)
 
 
-def _names(code: types.CodeType) -> set[str]:
-    inner = [_names(c) for c in code.co_consts if isinstance(c, types.CodeType)]
-    return set(code.co_names).union(*inner)
+def _version(module: str | None) -> str:
+    top = sys.modules.get((module or "").partition(".")[0])
+    return str(getattr(top, "__version__", ""))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, cast
@@ -35,8 +36,9 @@ GROUP = "patchworks.segmenters"
 
 def name_of(fn: Callable[..., Any]) -> str:
     """Return the name under which messages speak of a function."""
-    inner = getattr(fn, "func", fn)  # functools.partial
-    return str(getattr(inner, "__qualname__", type(fn).__qualname__))
+    if isinstance(fn, partial):
+        return name_of(fn.func)
+    return str(getattr(fn, "__qualname__", type(fn).__qualname__))
 
 
 def otsu_threshold(values: np.ndarray, n_bins: int = 256) -> float:
@@ -65,6 +67,8 @@ def otsu_threshold(values: np.ndarray, n_bins: int = 256) -> float:
     2.0
     """
     finite = np.asarray(values).ravel()
+    if finite.dtype.kind == "b":
+        finite = finite.astype(np.uint8)
     if finite.dtype.kind == "f":
         finite = finite[np.isfinite(finite)]
     if finite.size == 0:
@@ -73,15 +77,18 @@ def otsu_threshold(values: np.ndarray, n_bins: int = 256) -> float:
     if low == high:
         return float(low)
     integers = finite.dtype.kind in "iu" and high - low < n_bins
-    edges = np.arange(low, high + 2) if integers else np.linspace(low, high, n_bins + 1)
-    counts, _ = np.histogram(finite, bins=edges)
+    base = low if finite.dtype.kind in "iu" else 0.0  # large offsets would cost digits
+    edges = (
+        np.arange(high - low + 2) if integers else np.linspace(low - base, high - base, n_bins + 1)
+    )
+    counts, _ = np.histogram(finite, bins=edges + base)
     centres = edges[:-1] if integers else (edges[:-1] + edges[1:]) / 2
     below, total = np.cumsum(counts), finite.size
     sums = np.cumsum(counts * centres)
     with np.errstate(divide="ignore", invalid="ignore"):
         between = (sums[-1] * below / total - sums) ** 2 / (below * (total - below))
     best = int(np.nanargmax(between[:-1]))
-    return float(centres[best] if integers else edges[best + 1])
+    return float(base + (centres[best] if integers else edges[best + 1]))
 
 
 @dataclass(frozen=True)
@@ -116,7 +123,7 @@ def threshold(
     value : float, optional
         Voxels above it are object; by default Otsu's threshold, computed once for the whole image.
     sigma : float
-        Gaussian smoothing before, in voxels; an overlap of 4 sigma or more makes it exact.
+        Gaussian smoothing before, in voxels. It looks 4 sigma far: give an overlap of more.
     connectivity : int
         How many axes a step between neighbouring voxels of an object may change; 1 for faces only.
 
@@ -172,29 +179,29 @@ def resolve_segmenter(spec: Segmenter | str | Mapping[str, Any]) -> Segmenter:
 def _named(parameters: dict[str, Any]) -> Segmenter:
     name = parameters.pop("name", None)
     known = {point.name: point for point in entry_points(group=GROUP)}
-    known_names = sorted({"threshold", *known})
     if name == "threshold":
         factory: Callable[..., Segmenter] = threshold
-    elif name in known:
+    elif isinstance(name, str) and name in known:
         factory = known[name].load()
     else:
-        raise InputError(f"segmenter {name!r} is not known; expected one of {known_names}")
+        names = sorted({"threshold", *known})
+        raise InputError(f"segmenter {name!r} is not known; expected one of {names}")
     return _call(factory, f"segmenter {name!r}", parameters)
 
 
 def _imported(parameters: dict[str, Any]) -> Segmenter:
     path, kwargs = parameters.pop("import"), parameters.pop("kwargs", None)
     module, _, attribute = str(path).partition(":")
-    if parameters or not attribute:
+    if parameters or not attribute or not isinstance(kwargs, (Mapping, type(None))):
         raise InputError(
-            f"segmenter import {path!r} with {sorted(parameters)}: expected "
+            f"segmenter import {path!r} with kwargs {kwargs!r} and {list(parameters)}: expected "
             f'{{"import": "package.module:function", "kwargs": {{...}}}}'
         )
     try:
         found = import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise InputError(f"segmenter {path!r} cannot be imported: {error}") from error
     if kwargs is None:
         return resolve_segmenter(cast(Segmenter, found))

@@ -46,7 +46,7 @@ def tile_process(
 ) -> da.Array:
     """Run a segmentation function on an image of any size, tile by tile, and merge the labels.
 
-    For a function whose answer at a voxel depends on at most `overlap` voxels around it, the
+    For a function whose answer at a voxel depends on fewer than `overlap` voxels around it, the
     result is that of the function on the whole image, up to the numbering.
 
     Parameters

@@ -173,9 +173,12 @@ class TileGrid:
 
     def overlapping(self, box: Box) -> Iterator[Tile]:
         """Yield the tiles whose cores share voxels with `box`, in C order."""
+        inside = box.intersect(Box.whole(self.shape))
+        if inside is None:
+            return iter(())
         spans = [
             range(bisect_right(edges, start) - 1, bisect_left(edges, stop))
-            for edges, start, stop in zip(self.edges, box.start, box.stop, strict=True)
+            for edges, start, stop in zip(self.edges, inside.start, inside.stop, strict=True)
         ]
         return (self[self.index(position)] for position in product(*spans))
 

@@ -25,6 +25,9 @@ MAX_VOXELS = 2**26
 WORKING_BYTES_PER_VOXEL = 16
 """What a function is assumed to need beside the tile: a float copy, int32 labels, slack."""
 
+ORDERED = (Sequence, np.ndarray)
+"""What may give one number per axis."""
+
 TileShapeRule = tuple[int, ...] | str | Callable[[tuple[int, ...], np.dtype], tuple[int, ...]]
 
 
@@ -86,10 +89,7 @@ def check_tile_shape(
     tile_shape: Sequence[int], shape: tuple[int, ...], name: str
 ) -> tuple[int, ...]:
     """Return `tile_shape` clipped to the image, or raise InputError saying what is wrong."""
-    try:
-        entries = list(tile_shape)
-    except TypeError:
-        entries = []
+    entries = list(tile_shape) if isinstance(tile_shape, ORDERED) else []
     if len(entries) != len(shape) or not all(_is_int(t) for t in entries):
         raise InputError(
             f"{name}={tile_shape!r}: expected {len(shape)} integers, one per axis of the image "
@@ -118,7 +118,7 @@ def resolve_halo(grid: TileGrid, overlap: int | Sequence[int] | None) -> tuple[i
                 for t, s in zip(tiles, split, strict=True)
             ]
         )
-    per_axis = not isinstance(overlap, (Integral, float, str))
+    per_axis = isinstance(overlap, ORDERED) and not isinstance(overlap, str)
     entries: list[Any] = list(overlap) if per_axis else [overlap] * grid.ndim  # type: ignore[arg-type]
     if len(entries) != grid.ndim or not all(_is_int(h) and h >= 0 for h in entries):
         raise InputError(

@@ -1,8 +1,8 @@
 """The record of a tile: that it is done, how many labels it has, what its seams look like.
 
 One small file per tile, and the one truth for "done": it is written after the staged labels, under
-a temporary name, and renamed. Layout: magic and header length (8 bytes), a JSON header, then the
-seam planes one after the other, each a zstd frame of C-ordered local labels.
+a temporary name, and renamed. Layout: magic, header length and CRC-32 of all that follows, a JSON
+header, then the seam planes one after the other, each a zstd frame of C-ordered local labels.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 from numcodecs import zstd
 
 MAGIC = b"PWR1"
-PREFIX = struct.Struct("<4sI")
+PREFIX = struct.Struct("<4sII")
 LEVEL = 1
 """zstd's fastest level: on labels it is both smaller and quicker than blosc."""
 
@@ -70,31 +71,34 @@ class TileRecord:
                 "planes": index,
             },
         ).encode()
-        return b"".join([PREFIX.pack(MAGIC, len(header)), header, *frames])
+        body = b"".join([header, *frames])
+        return PREFIX.pack(MAGIC, len(header), crc32(body)) + body
 
     @classmethod
     def from_bytes(cls, content: bytes) -> TileRecord:
         """Return the record in a file's bytes; raises ValueError if it is damaged."""
         header, offset = read_header(content)
-        planes = {}
-        for key, dtype, shape, length in header["planes"]:
-            frame = content[offset : offset + length]
-            if len(frame) != length:
-                raise ValueError("the file ends within a seam plane")
-            try:
-                plane = np.frombuffer(zstd.decompress(frame), dtype)
-            except RuntimeError as error:
-                raise ValueError(str(error)) from error
-            planes[key] = plane.reshape(shape)
-            offset += length
-        return cls(header["tile"], header["n_labels"], header["n_nodes"], planes)
+        if crc32(content[PREFIX.size :]) != PREFIX.unpack_from(content)[2]:
+            raise ValueError("its checksum is wrong")
+        try:
+            planes = {}
+            for key, dtype, shape, length in header["planes"]:
+                frame = zstd.decompress(content[offset : offset + length])
+                planes[key] = np.frombuffer(frame, dtype).reshape(shape)
+                offset += length
+            return cls(header["tile"], header["n_labels"], header["n_nodes"], planes)
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def read_header(content: bytes) -> tuple[dict[str, Any], int]:
     """Return a record's header and where its planes begin; raises ValueError if damaged."""
     if len(content) < PREFIX.size:
         raise ValueError("the file is too short")
-    magic, length = PREFIX.unpack_from(content)
+    magic, length, _ = PREFIX.unpack_from(content)
     if magic != MAGIC or len(content) < PREFIX.size + length:
         raise ValueError("the header is damaged")
-    return json.loads(content[PREFIX.size : PREFIX.size + length]), PREFIX.size + length
+    header = json.loads(content[PREFIX.size : PREFIX.size + length])
+    if not isinstance(header, dict) or not {"tile", "n_labels", "n_nodes"} <= header.keys():
+        raise ValueError("the header lacks an entry")
+    return header, PREFIX.size + length

@@ -22,6 +22,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -41,8 +42,11 @@ HEADER_BYTES = 4096
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that it is there as a whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +147,7 @@ class Stage:
         content = np.empty(header.tell() + labels.nbytes, np.uint8)
         content[: header.tell()] = np.frombuffer(header.getvalue(), np.uint8)
         content[header.tell() :] = np.ascontiguousarray(labels).view(np.uint8).ravel()
-        write_whole(self._file("labels", tile, "zst"), zstd.compress(content, LEVEL))
+        write_whole(self._file("labels", tile, "zst"), zstd.compress(content, LEVEL, checksum=True))
 
     def read_labels(self, tile: int) -> np.ndarray:
         """Return the staged labels of a tile, shape of its core."""
@@ -154,7 +158,7 @@ class Stage:
             np.lib.format.read_magic(stream)
             shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
             return np.frombuffer(content, dtype, offset=stream.tell()).reshape(shape)
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, TypeError, SyntaxError, TokenError) as error:
             raise self._damaged(tile, path, error) from error
 
     def write_record(self, record: TileRecord) -> None:
@@ -165,7 +169,10 @@ class Stage:
         """Return a tile's record with its seam planes."""
         path = self._file("records", tile, "rec")
         try:
-            return TileRecord.from_bytes(path.read_bytes())
+            record = TileRecord.from_bytes(path.read_bytes())
+            if record.tile != tile:
+                raise ValueError(f"it is the record of tile {record.tile}")
+            return record
         except (OSError, ValueError) as error:
             raise self._damaged(tile, path, error) from error
 
@@ -194,7 +201,15 @@ class Stage:
     def read_array(self, name: str) -> np.ndarray | None:
         """Return a small array of the run, mapped from its file, or None."""
         path = self.root / f"{name}.npy"
-        return np.load(path, mmap_mode="r") if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            found: np.ndarray = np.load(path, mmap_mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise StageError(
+                f"{path} cannot be read ({error}); delete it and call again to make it again"
+            ) from error
+        return found
 
     def mark_region(self, region: int) -> None:
         """Note that a region of the last pass is written."""
