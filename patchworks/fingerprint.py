@@ -17,6 +17,7 @@ import sys
 import sysconfig
 import types
 import uuid
+from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path, PurePath
 from typing import Any
@@ -61,6 +62,32 @@ def digest(*values: object) -> str:
         )
         walk.mark(uuid.uuid4().hex)
     return walk.hexdigest()
+
+
+_began_as: OrderedDict[str, str] = OrderedDict()
+"""Digest of a function after it ran in this process → its digest before."""
+
+MAX_REMEMBERED = 1024
+
+
+def function_digest(function: Any) -> str:
+    """Return the digest of a segmentation function, as it was before it first ran.
+
+    A function may keep a state of its own: a counter, a cache, a model that it loads when first
+    used. That it has run does not make it another function; that somebody else changed what it
+    depends on does.
+    """
+    found = digest(function)
+    return _began_as.get(found, found)
+
+
+def remember_after_run(function: Any, before: str) -> None:
+    """Note that a function which is what it is now was `before` when its run began."""
+    after = digest(function)
+    if after != before:
+        _began_as[after] = before
+        while len(_began_as) > MAX_REMEMBERED:
+            _began_as.popitem(last=False)
 
 
 class _Walk:

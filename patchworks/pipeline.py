@@ -60,8 +60,8 @@ class RunPlan:
         Where the label image goes.
     tiles_fingerprint, fingerprint : str
         What decides the stage, and the label image.
-    segmenter_name : str
-        What messages and metadata call the function.
+    segmenter_name, segmenter_digest : str
+        What messages and metadata call the function, and what stands for it.
     """
 
     spec: RunSpec
@@ -72,6 +72,7 @@ class RunPlan:
     tiles_fingerprint: str
     fingerprint: str
     segmenter_name: str
+    segmenter_digest: str
 
     def label_image(self, relabeling: Relabeling) -> LabelImage:
         """Return the label image that the run writes."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from patchworks.errors import InputError
-from patchworks.fingerprint import digest
+from patchworks.fingerprint import digest, function_digest
 from patchworks.geometry.grid import TileGrid
 from patchworks.geometry.tile_shape import TileShapeRule, resolve_grid
 from patchworks.io.label_image import LabelTarget
@@ -144,7 +144,8 @@ def plan_on_grid(
     """Return the plan of a run whose source is open and whose tiles are known."""
     spec = _spec(grid, options)
     target = choose_target(source, options)
-    tiles = spec.tiles_fingerprint(_identity(source, options), digest(segmenter))
+    function = function_digest(segmenter)
+    tiles = spec.tiles_fingerprint(_identity(source, options), function)
     plan = RunPlan(
         spec=spec,
         source=source,
@@ -154,6 +155,7 @@ def plan_on_grid(
         tiles_fingerprint=tiles,
         fingerprint=spec.labels_fingerprint(tiles),
         segmenter_name=name_of(segmenter),
+        segmenter_digest=function,
     )
     target.check(plan.fingerprint, overwrite=options.overwrite)
     target.check_writable()

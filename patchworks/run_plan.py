@@ -12,6 +12,7 @@ from patchworks import pipeline
 from patchworks.errors import PatchworksError
 from patchworks.execution.executor import Batch, Executor, batched
 from patchworks.execution.progress import say, with_progress
+from patchworks.fingerprint import remember_after_run
 from patchworks.io.stage import Stage
 from patchworks.lazy import make_readable
 from patchworks.pipeline import RunPlan, prepare_segmenter, with_segmenter
@@ -69,6 +70,8 @@ def run_plan(
             f"call goes on from there"
         )
         raise
+    finally:
+        remember_after_run(plan.segmenter, plan.segmenter_digest)
     if not keep_stage:
         plan.stage.remove()
     logger.info("%s", report)

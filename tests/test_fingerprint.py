@@ -7,7 +7,9 @@ import logging
 import os
 import subprocess
 import sys
+import sysconfig
 import threading
+from enum import Enum
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 
@@ -65,8 +67,12 @@ class Model:
     def __call__(self, tile):
         return self.predict(tile) > self.level + LEVEL
 
+    @functools.cached_property
+    def gain(self):
+        return 151
+
     def predict(self, tile):
-        return tile * 117
+        return tile * self.gain + 117
 
     def segment(self, tile):
         return tile > 118
@@ -263,15 +269,15 @@ def load(tmp_path, monkeypatch):
     """Import a source as the user's module; every call is a new file and a new module."""
     n_loaded = 0
 
-    def load_source(source: str = SOURCE) -> ModuleType:
+    def load_source(source: str = SOURCE, name: str = MODULE) -> ModuleType:
         nonlocal n_loaded
         n_loaded += 1
-        path = tmp_path / str(n_loaded) / f"{MODULE}.py"
+        path = tmp_path / str(n_loaded) / f"{name}.py"
         path.parent.mkdir()
         path.write_text(source)
-        spec = importlib.util.spec_from_file_location(MODULE, path)
+        spec = importlib.util.spec_from_file_location(name, path)
         module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, MODULE, module)
+        monkeypatch.setitem(sys.modules, name, module)
         spec.loader.exec_module(module)
         return module
 
@@ -355,6 +361,7 @@ def test_a_digest_is_the_same_in_this_process_and_in_another(load, digests_of_ot
         ("class", 115),
         ("instance", 101),
         ("instance", 117),
+        ("instance", 151),
         ("instance of a subclass", 117),
         ("instance of a subclass", 119),
         ("inherited method", 117),
@@ -408,6 +415,22 @@ def test_a_number_that_a_function_does_not_depend_on_leaves_its_digest(load):
     assert differing(digests(load()), digests(changed)) == ["plain", "closure over functions"]
 
 
+def test_defaults_count_where_the_source_is_the_same():
+    def make(level):
+        return lambda tile, level=level: tile > level
+
+    assert digest(make(1)) == digest(make(1))
+    assert digest(make(1)) != digest(make(2))
+
+
+def test_keyword_defaults_count_where_the_source_is_the_same():
+    def make(level):
+        return lambda tile, *, level=level: tile > level
+
+    assert digest(make(1)) == digest(make(1))
+    assert digest(make(1)) != digest(make(2))
+
+
 def test_a_global_that_was_none_counts_once_it_is_something(load):
     module = load()
     before = digest(module.uses_maybe)
@@ -428,6 +451,19 @@ def test_lambdas_on_one_line_are_not_taken_for_one_another(load):
 def test_lambdas_in_a_list_are_not_taken_for_one_another(load):
     module = load()
     assert digest(module.lambdas[0]) != digest(module.lambdas[1])
+
+
+def test_a_module_of_the_user_may_be_named_as_one_of_python(load):
+    before = digest(load("def fn(tile):\n    return tile > 1", "profile").fn)
+    assert digest(load("def fn(tile):\n    return tile > 2", "profile").fn) != before
+
+
+def test_the_source_of_a_function_counts_though_its_package_is_installed(
+    load, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    before = digest(load("def fn(tile):\n    return tile > 1", "installed_code").fn)
+    assert digest(load("def fn(tile):\n    return tile > 2", "installed_code").fn) != before
 
 
 HELPERS = "".join(
@@ -467,6 +503,10 @@ def closing_over(value):
         return tile > value
 
     return segmenter
+
+
+class Color(Enum):
+    RED = 1
 
 
 DISTINCT = [
@@ -535,6 +575,26 @@ def test_values_of_an_array_count_whatever_its_dtype(dtype):
     arrays = [np.array([0, 1, n]).astype(dtype) for n in (0, 0, 1)]
     assert digest(arrays[0]) == digest(arrays[1])
     assert digest(arrays[0]) != digest(arrays[2])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *DISTINCT,
+        np.add.reduce,
+        scipy.special.expit,
+        re.compile("a+"),
+        "-".join,
+        operator.itemgetter(1),
+        datetime(2020, 1, 1),
+        OrderedDict(a=1),
+        Color.RED,
+        np.random.default_rng(0),
+        np.ma.array([1, 2], mask=[0, 1]),
+    ],
+)
+def test_a_value_in_a_closure_makes_the_same_digest_every_time(value):
+    assert digest(closing_over(value)) == digest(closing_over(value))
 
 
 VALUES = st.recursive(
@@ -743,6 +803,13 @@ def test_containers_and_objects_that_hold_themselves_have_digests():
 
     assert digest(make(1)) == digest(make(1))
     assert digest(make(1)) != digest(make(2))
+
+
+def test_a_long_chain_of_objects_is_no_error():
+    chain = None
+    for level in range(2000):
+        chain = Slotted((level, chain))
+    assert len(digest(closing_over(chain))) == 32
 
 
 def test_what_cannot_be_pinned_down_gets_a_digest_of_its_own_and_a_warning(caplog):

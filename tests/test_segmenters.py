@@ -177,7 +177,7 @@ def test_a_prepared_threshold_labels_a_part_of_an_image_as_it_labels_the_whole()
 @pytest.mark.parametrize("sigma", [0.3, 0.5, 1, 1.1, 1.125, 1.9, 2, 2.75])
 @settings(deadline=None, max_examples=8)
 @given(st.integers(0, 2**32 - 1))
-def test_a_voxel_depends_on_voxels_up_to_4_sigma_away_and_no_others(sigma, seed):
+def test_labels_of_a_part_are_right_4_sigma_away_from_its_border(sigma, seed):
     image = np.random.default_rng(seed).random((50, 60)).astype("float32")
     segment = threshold(0.5, sigma=sigma)
     whole = segment(image) > 0
@@ -185,6 +185,14 @@ def test_a_voxel_depends_on_voxels_up_to_4_sigma_away_and_no_others(sigma, seed)
     part = segment(image[10:40, 12:47]) > 0
     inside = (slice(halo, 30 - halo), slice(halo, 35 - halo))
     np.testing.assert_array_equal(part[inside], whole[10:40, 12:47][inside])
+
+
+@pytest.mark.parametrize("sigma", [0.3, 0.5, 1, 1.1, 1.125, 1.9, 2, 2.75])
+def test_however_bright_a_voxel_is_seen_no_further_than_4_sigma(sigma):
+    image = np.zeros((41, 41), "float32")
+    image[20, 20] = 1e30
+    reached = np.argwhere(threshold(0, sigma=sigma)(image)) - 20
+    assert 0 < np.abs(reached).max() <= np.ceil(4 * sigma)
 
 
 def test_a_threshold_can_be_sent_to_a_worker():

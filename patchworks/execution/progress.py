@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -29,4 +30,4 @@ def with_progress(
 def say(text: str, *, shown: bool) -> None:
     """Print a line where bars are shown, without breaking them."""
     if shown:
-        tqdm.write(text)
+        tqdm.write(text, file=sys.stderr)

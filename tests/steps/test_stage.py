@@ -150,6 +150,17 @@ def test_the_staged_dtype_grows_with_the_number_of_labels(stage, n_labels, dtype
     np.testing.assert_array_equal(found, labels)
 
 
+def test_labels_of_the_halo_do_not_widen_the_staged_dtype(stage):
+    grid = TileGrid.regular((32, 16), (16, 16), (1, 0))
+    labels = np.zeros((17, 16), "int32")
+    labels[:16].flat[:255] = np.arange(1, 256)
+    labels[16, :3] = [300, 301, 302]
+    record = stage_tile(stage, SeamPlan(grid, (True, False), 1), grid[0], labels)
+    assert (record.n_labels, record.n_nodes) == (255, 258)
+    assert stage.read_labels(0).dtype == np.uint8
+    assert stage.read_record(0).planes["0u"].dtype == np.uint16
+
+
 @pytest.mark.parametrize("dtype", INTEGERS)
 @pytest.mark.parametrize("ids", ["small", "largest"])
 def test_labels_of_every_integer_dtype_are_staged(stage, dtype, ids):
