@@ -8,6 +8,7 @@ version; that of the user's own modules is looked into.
 
 from __future__ import annotations
 
+import copyreg
 import dis
 import functools
 import hashlib
@@ -18,7 +19,7 @@ import sysconfig
 import types
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -54,7 +55,7 @@ def digest(*values: object) -> str:
     walk = _Walk({})
     try:
         walk.add_all(values)
-    except _CannotPinDownError as error:
+    except (_CannotPinDownError, RecursionError) as error:
         logger.warning(
             "cannot fingerprint a %s that the function uses: this run can be repeated but not "
             "continued after an interruption",
@@ -109,6 +110,11 @@ class _Walk:
         for value in values:
             self.add(value)
 
+    def _order(self, key: object) -> tuple[str, str]:
+        """Return what keys are sorted by; most are plain, and need no walk of their own."""
+        plain = isinstance(key, PLAIN) or key is None
+        return type(key).__qualname__, repr(key) if plain else self.apart(key)
+
     def apart(self, value: object) -> str:
         """Return the digest of one of several values that have no order."""
         walk = _Walk(dict(self.seen))
@@ -142,7 +148,7 @@ class _Walk:
             self.mark(kind.__name__, *sorted(self.apart(item) for item in value))
         elif kind is dict:
             self.mark("dict", len(value))
-            for _, key in sorted(((self.apart(key), key) for key in value), key=lambda p: p[0]):
+            for key in sorted(value, key=self._order):
                 self.add_all((key, value[key]))
         else:
             return False
@@ -186,11 +192,11 @@ class _Walk:
 
     def _add_function(self, function: types.FunctionType) -> None:
         self.mark("function", function.__module__, function.__qualname__)
+        self.mark(_source(function))
+        self._add_code(function.__code__)
         if _is_installed(function.__module__):
             self.mark(_version(function.__module__))
         else:
-            self.mark(_source(function))
-            self._add_code(function.__code__)
             self._add_globals(function)
         cells = [_cell(cell) for cell in function.__closure__ or ()]
         self.add_all((cells, function.__defaults__, function.__kwdefaults__))
@@ -221,6 +227,7 @@ class _Walk:
         if _is_installed(cls.__module__):
             self.mark(_version(cls.__module__))
             return
+        self.mark(_source(cls))
         for name, value in sorted(vars(cls).items()):
             if name not in NOT_OF_A_CLASS and not isinstance(
                 value, (types.MemberDescriptorType, types.GetSetDescriptorType)
@@ -234,7 +241,8 @@ class _Walk:
         self.mark("object")
         self.add_all((type(value), getattr(value, "__wrapped__", None)))
         try:
-            parts = value.__reduce_ex__(4)
+            reduce = copyreg.dispatch_table.get(type(value))
+            parts = value.__reduce_ex__(4) if reduce is None else reduce(value)
         except Exception as error:
             raise _CannotPinDownError(f"{type(value).__qualname__} ({error})") from error
         if isinstance(parts, str):
@@ -243,8 +251,7 @@ class _Walk:
         function, arguments, *more = parts
         self.add_all((function, arguments))
         for part in more:
-            is_items = part is not None and hasattr(part, "__next__")
-            self.add(list(part) if is_items else part)
+            self.add(list(part) if isinstance(part, Iterator) else part)
 
 
 class _CannotPinDownError(Exception):
@@ -279,18 +286,18 @@ def _global_names(code: types.CodeType) -> tuple[set[str], set[str]]:
     return read, assigned
 
 
-@functools.cache
 def _is_installed(module: str | None) -> bool:
     """Whether a module belongs to Python or to an installed package, not to the user."""
     top = (module or "").partition(".")[0]
-    if top in sys.stdlib_module_names or top == "builtins":
-        return top != "__main__"
-    if top == "__main__":
+    if top in ("", "__main__"):
         return False
     file = getattr(sys.modules.get(top), "__file__", None)
-    if file is None:
-        return False
-    places = {sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")}
+    return top in sys.stdlib_module_names if file is None else _is_installed_file(file)
+
+
+@functools.cache
+def _is_installed_file(file: str) -> bool:
+    places = {sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")}
     return any(Path(file).resolve().is_relative_to(Path(place).resolve()) for place in places)
 
 

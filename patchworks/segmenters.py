@@ -8,6 +8,13 @@ A segmenter is any callable that turns a tile of the image into labels of the sa
 which is called once per run with a sample of the whole image and returns the segmenter to use on
 every tile. Statistics that must be the same everywhere (a global threshold, percentiles) belong
 there: computed per tile they would make every seam visible.
+
+And a second one, which is then called instead of the segmenter itself::
+
+    labels = segmenter.segment_view(tile, margins)
+
+`margins` gives per axis the voxels of halo on the lower and the upper side, 0 where the image ends.
+A segmenter that knows how far it looks can leave out what it cannot know there.
 """
 
 from __future__ import annotations
@@ -105,11 +112,29 @@ class Threshold:
 
     def __call__(self, tile: np.ndarray) -> np.ndarray:
         """Return int32 labels of the connected components above the threshold."""
+        return self.segment_view(tile, ((0, 0),) * tile.ndim)
+
+    @property
+    def reach(self) -> int:
+        """How many voxels around a voxel its answer depends on."""
+        return int(REACH * self.sigma + 0.5)
+
+    def segment_view(self, tile: np.ndarray, margins: tuple[tuple[int, int], ...]) -> np.ndarray:
+        """Return the components, but for the rim of the halo where smoothing lacks voxels.
+
+        There the mask is made up of reflected voxels, and a bridge that only exists there would
+        make two objects one, in the core too.
+        """
         value = otsu_threshold(tile) if self.value is None else self.value
         structure = ndimage.generate_binary_structure(tile.ndim, min(self.connectivity, tile.ndim))
         if self.sigma:
             tile = ndimage.gaussian_filter(tile.astype(np.float32), self.sigma, truncate=REACH)
-        labels, _ = ndimage.label(tile > value, structure)
+        mask = tile > value
+        for axis, (lower, upper) in enumerate(margins):
+            rims = np.moveaxis(mask, axis, 0)
+            rims[: min(self.reach, max(0, lower - 1))] = False
+            rims[len(rims) - min(self.reach, max(0, upper - 1)) :] = False
+        labels, _ = ndimage.label(mask, structure)
         return cast(np.ndarray, labels)
 
 

@@ -4,21 +4,26 @@ import functools
 import importlib.util
 import json
 import logging
+import operator
 import os
+import re
 import subprocess
 import sys
 import sysconfig
 import threading
+from collections import OrderedDict
+from datetime import datetime
 from enum import Enum
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 
 import numpy as np
 import pytest
+import scipy.special
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchworks.fingerprint import digest
+from patchworks.fingerprint import digest, function_digest, remember_after_run
 
 MODULE = "user_code"
 
@@ -756,6 +761,45 @@ class LoadsWhenFirstUsed:
 
     def __getstate__(self):
         return {"path": self.path, "model": None}
+
+
+class Counts:
+    """A segmenter with a state of its own that pickling keeps."""
+
+    def __init__(self, level=1):
+        self.level = level
+        self.n_calls = 0
+
+    def __call__(self, tile):
+        self.n_calls += 1
+        return tile
+
+
+def run_once(segmenter) -> str:
+    """Do what a run does; return the digest it began with."""
+    before = function_digest(segmenter)
+    segmenter(np.zeros(3))
+    remember_after_run(segmenter, before)
+    return before
+
+
+def test_a_function_that_has_run_is_still_the_function_that_began():
+    segmenter = Counts()
+    began = run_once(segmenter)
+    assert digest(segmenter) != began
+    assert [run_once(segmenter) for _ in range(3)] == [began] * 3
+
+
+def test_a_function_that_was_changed_after_its_run_is_another():
+    segmenter = Counts(level=1)
+    began = run_once(segmenter)
+    segmenter.level = 2
+    assert function_digest(segmenter) != began
+
+
+def test_a_function_that_never_ran_is_what_its_digest_says():
+    segmenter = Counts(level=77)
+    assert function_digest(segmenter) == digest(segmenter)
 
 
 def test_what_an_object_leaves_out_of_its_pickle_does_not_count():

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
-from patchworks import segmenters
+from patchworks import segmenters, tile_process
 from patchworks.errors import InputError
 from patchworks.segmenters import (
     Threshold,
@@ -21,6 +21,7 @@ from patchworks.segmenters import (
     resolve_segmenter,
     threshold,
 )
+from tests.cells import same_partition
 from tests.strategies import binary_images, shapes
 
 laws = settings(deadline=None, max_examples=100)
@@ -372,3 +373,27 @@ def test_an_unknown_name_is_told_the_known_ones():
 )
 def test_a_function_is_called_by_its_name(fn, name):
     assert name_of(fn) == name
+
+
+def test_an_overlap_of_more_than_the_reach_makes_smoothing_exact():
+    # Two bright bars, and between them a thin bridge that is too dim once smoothed: it ends exactly
+    # where the upper tile stops reading, and there the border makes it look twice as wide.
+    image = np.zeros((64, 40), "float32")
+    image[:, 8:14] = image[:, 20:26] = 1
+    overlap = 5
+    image[32 + overlap - 1, 14:20] = 1
+    segment = threshold(0.5, sigma=1)
+    assert segment(image).max() == 2
+    tiled = tile_process(image, segment, tile_shape=(32, 40), overlap=overlap, progress=False)
+    assert tiled.max().compute() == 2
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.5, 1, 1.5]))
+def test_smoothed_components_are_those_of_the_whole_image(seed, sigma):
+    image = np.random.default_rng(seed).random((50, 47)).astype("float32")
+    segment = threshold(0.5, sigma=sigma)
+    tiled = tile_process(
+        image, segment, tile_shape=(17, 20), overlap=segment.reach + 1, progress=False
+    )
+    assert same_partition(segment(image), tiled.compute())

@@ -56,6 +56,13 @@ class Tile:
         """The core in the coordinates of the array that was read."""
         return self.core.relative_to(self.read.start)
 
+    @property
+    def margins(self) -> tuple[tuple[int, int], ...]:
+        """Voxels of halo on the lower and the upper side, per axis; 0 where the image ends."""
+        lower = [c - r for c, r in zip(self.core.start, self.read.start, strict=True)]
+        upper = [r - c for c, r in zip(self.core.stop, self.read.stop, strict=True)]
+        return tuple(zip(lower, upper, strict=True))
+
 
 @dataclass(frozen=True)
 class TileGrid:

@@ -33,8 +33,9 @@ def segment_tile(source: ImageSource, tile: Tile, segmenter: Segmenter) -> np.nd
         If the function raises, or returns anything but one label per voxel.
     """
     voxels = source.read(tile.read)
+    segment_view = getattr(segmenter, "segment_view", None)
     try:
-        labels = segmenter(voxels)
+        labels = segmenter(voxels) if segment_view is None else segment_view(voxels, tile.margins)
     except Exception as error:
         raise SegmenterError(
             f"{_where(tile, segmenter)} raised {type(error).__name__}: {error}"
