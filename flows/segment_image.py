@@ -28,7 +28,7 @@ from patchworks.io.source import kind_of
 from patchworks.pipeline import RunPlan
 from patchworks.plan import PathLike, RunOptions, check_reachable, plan_run
 from patchworks.report import RunReport
-from patchworks.run_plan import is_finished, report_of_finished
+from patchworks.run_plan import is_finished, settle_finished
 from patchworks.segmenters import Segmenter, resolve_segmenter
 from patchworks.steps.merge import Relabeling
 from patchworks.temporary import temporary_store
@@ -50,7 +50,7 @@ def segment_image(
     max_workers: int | None = None,
     write_to: PathLike | None = None,
     output_component: str = "labels",
-    pyramid_levels: int = 5,
+    pyramid_levels: int | None = None,
     pyramid_downscale: int = 2,
     skip_empty: bool = False,
     empty_threshold: float | None = None,
@@ -120,7 +120,7 @@ resume, overwrite
     if plan is not None:
         check_reachable(plan)
         if resume and is_finished(plan):
-            return report_of_finished(plan)
+            return settle_finished(plan, keep_stage=keep_stage)
     with prefect_server():
         runner = local_dask_runner(n_workers=max_workers)
         on_workers = segment_image_flow.with_options(task_runner=runner)  # type: ignore[arg-type]
@@ -184,7 +184,7 @@ def segment_image_flow(
             store = results_of([tasks.convert.submit(image, convert_to)])[0]
         plan = plan_run(store, resolve_segmenter(segmenter), run.options)
         if run.resume and is_finished(plan):
-            return report_of_finished(plan)
+            return settle_finished(plan, keep_stage=run.keep_stage)
     if plan is None:
         raise PatchworksError("the flow was given neither a plan nor a file to convert")
     report = RunReport(str(plan.target.location), plan.spec.grid.n_tiles, seconds=start.seconds)

@@ -13,6 +13,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from patchworks import pipeline
+from patchworks.errors import PatchworksError, portable
 from patchworks.lazy import make_readable
 from patchworks.pipeline import RunPlan, TileOutcome
 from patchworks.plugins.ome_zarr import to_ome_zarr
@@ -79,7 +80,11 @@ def estimate_empty_tiles(stage: str, threshold: float, batch: Batch) -> list[tup
 @task(name="segment tiles", task_run_name="segment tiles {batch.span}", **UNCACHED)
 def segment_tiles(stage: str, batch: Batch) -> list[TileOutcome]:
     """Read, segment and stage a batch of tiles."""
-    return pipeline.segment_tiles(pipeline.load_plan(stage), batch.indices)
+    try:
+        return pipeline.segment_tiles(pipeline.load_plan(stage), batch.indices)
+    except PatchworksError as error:
+        failure = portable(error)
+    raise failure
 
 
 @task(name="stitch", **UNCACHED)

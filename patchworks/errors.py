@@ -28,6 +28,10 @@ class SegmenterError(PatchworksError, RuntimeError):
     """The segmentation function raised, or returned something that is not a label image."""
 
 
+class ImageReadError(PatchworksError, OSError):
+    """A part of the image cannot be read."""
+
+
 class StageError(PatchworksError, RuntimeError):
     """The stage of a run is damaged or belongs to another run."""
 
@@ -42,3 +46,11 @@ class ClientError(PatchworksError, RuntimeError):
 
 class MissingExtraError(PatchworksError, ImportError):
     """An optional dependency is missing; the message names the extra to install."""
+
+
+def portable(error: PatchworksError) -> PatchworksError:
+    """Return the error without its causes: those of a user's function need not be picklable."""
+    plain = type(error)(*error.args)
+    for note in getattr(error, "__notes__", ()):
+        plain.add_note(note)
+    return plain

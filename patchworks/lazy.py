@@ -12,7 +12,9 @@ import numpy as np
 import zarr
 
 from patchworks.errors import InputError
+from patchworks.fingerprint import digest
 from patchworks.geometry.grid import TileGrid
+from patchworks.geometry.tile_shape import check_tile_shape
 from patchworks.io.location import Location, open_array, open_group
 from patchworks.io.source import (
     HeldArray,
@@ -76,7 +78,10 @@ def load_ome_zarr(
     """
     location = Location.parse(path)
     found = find_array(location if label is None else location / "labels" / label, level)
-    array = lazy_array(found.stored.location, found.stored.component)
+    stored = found.stored
+    # A name that stays: a run over the array can be continued. What it holds is looked at then.
+    name = f"load-ome-zarr-{digest(stored.location.url, stored.component)}"
+    array = da.from_array(stored.array, chunks=stored.array.chunks, name=name)
     kinds = [axis.type for axis in found.axes or ()]
     index: list[int | slice] = [slice(None)] * array.ndim
     if channel is not None:
@@ -87,7 +92,10 @@ def load_ome_zarr(
     if "time" in kinds and array.shape[kinds.index("time")] == 1:
         index[kinds.index("time")] = 0
     picked_array: da.Array = array[tuple(index)]
-    return picked_array if chunks is None else picked_array.rechunk(tuple(chunks))
+    if chunks is None:
+        return picked_array
+    fitted: da.Array = picked_array.rechunk(check_tile_shape(chunks, picked_array.shape, "chunks"))
+    return fitted
 
 
 def make_readable(plan: RunPlan, *, by_other_processes: bool) -> RunPlan:

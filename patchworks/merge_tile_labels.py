@@ -16,6 +16,7 @@ from patchworks.geometry.grid import TileGrid
 from patchworks.io.source import ImageSource, kind_of, open_component
 from patchworks.lazy import blocks_of, lazy_array
 from patchworks.plan import PathLike, RunOptions, describe_image, plan_on_grid
+from patchworks.run import whole_number
 from patchworks.run_plan import run_plan
 from patchworks.temporary import temporary_store
 
@@ -93,6 +94,8 @@ def merge_tile_labels(
     )
     if isinstance(overlap, bool) or not isinstance(overlap, int) or overlap < 0:
         raise InputError(f"overlap={overlap!r}: expected an integer >= 0")
+    if n_workers is not None:
+        n_workers = whole_number("n_workers", n_workers, 1, 2**16)
     source, grid = _tiles(labeled, input_component, overlap)
     if source.dtype.kind not in "iu":
         raise InputError(f"{source.name}: dtype {source.dtype}; labels are integers")

@@ -15,6 +15,7 @@ from patchworks.errors import InputError
 from patchworks.fingerprint import digest, function_digest
 from patchworks.geometry.grid import TileGrid
 from patchworks.geometry.tile_shape import TileShapeRule, resolve_grid
+from patchworks.io.identity import identity_of_graph
 from patchworks.io.label_image import LabelTarget
 from patchworks.io.location import Location
 from patchworks.io.ngff import Calibration, default_axis_names
@@ -34,6 +35,9 @@ from patchworks.segmenters import Segmenter, name_of
 
 PathLike = str | os.PathLike[str]
 
+DEFAULT_LEVELS = 5
+"""Levels of a label image whose image has no pyramid of its own."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
@@ -45,7 +49,7 @@ class RunOptions:
     level: int = 0
     write_to: PathLike | None = None
     output_component: str = "labels"
-    pyramid_levels: int = 5
+    pyramid_levels: int | None = None
     pyramid_downscale: int = 2
     skip_empty: bool = False
     empty_threshold: float | None = None
@@ -142,8 +146,9 @@ def plan_on_grid(
     source: ImageSource, segmenter: Segmenter, grid: TileGrid, options: RunOptions
 ) -> RunPlan:
     """Return the plan of a run whose source is open and whose tiles are known."""
-    spec = _spec(grid, options)
     target = choose_target(source, options)
+    has_pyramid = target.image_group is not None and source.n_levels > 1
+    spec = _spec(grid, options, source.n_levels if has_pyramid else DEFAULT_LEVELS)
     function = function_digest(segmenter)
     tiles = spec.tiles_fingerprint(_identity(source, options), function)
     plan = RunPlan(
@@ -162,12 +167,12 @@ def plan_on_grid(
     return plan
 
 
-def _spec(grid: TileGrid, options: RunOptions) -> RunSpec:
+def _spec(grid: TileGrid, options: RunOptions, n_levels: int) -> RunSpec:
     return RunSpec(
         grid=grid,
         stitch=parse_stitch(options.stitch),
         connectivity=options.connectivity,
-        pyramid_levels=options.pyramid_levels,
+        pyramid_levels=n_levels if options.pyramid_levels is None else options.pyramid_levels,
         pyramid_downscale=options.pyramid_downscale,
         skip_empty=bool(options.skip_empty),
         empty_threshold=finite_number("empty_threshold", options.empty_threshold),
@@ -177,7 +182,12 @@ def _spec(grid: TileGrid, options: RunOptions) -> RunSpec:
 def choose_target(source: ImageSource, options: RunOptions) -> LabelTarget:
     """Return where the label image goes: the image's own store, or `write_to`."""
     name = options.output_component
-    if not isinstance(name, str) or not name or name.startswith(".") or set(name) & set('/\\:*?"'):
+    if (
+        not isinstance(name, str)
+        or not name
+        or name.startswith(".")
+        or set(name) & set('/\\:*?"\0')
+    ):
         raise InputError(
             f"output_component={name!r}: expected a plain name, without '/' and not starting "
             f"with '.'"
@@ -188,10 +198,12 @@ def choose_target(source: ImageSource, options: RunOptions) -> LabelTarget:
                 f"{source.name}: there is no group that could hold labels/{name}; say where they "
                 f"should go with write_to="
             )
-        return LabelTarget.inside(source.group, name, source.version, source.calibration)
-    location = Location.parse(options.write_to)
-    held = getattr(source.stored, "location", None)
-    if held is not None and f"{held.url}/".startswith(f"{location.url}/"):
+        target = LabelTarget.inside(source.group, name, source.version, source.calibration)
+        if source.lies_in(target.location):
+            raise InputError(f"{target.location}: this is the image itself; give another name")
+        return target
+    location = Location.parse(options.write_to, "write_to")
+    if source.lies_in(location):
         raise InputError(f"write_to={location}: this is the image itself; give another place")
     return LabelTarget(
         location=location,
@@ -199,6 +211,7 @@ def choose_target(source: ImageSource, options: RunOptions) -> LabelTarget:
         name=name,
         version=source.version,
         calibration=source.calibration,
+        is_temporary=options.is_temporary,
     )
 
 
@@ -215,7 +228,7 @@ def _identity(source: ImageSource, options: RunOptions) -> str:
     """Return what stands for the image's content in the run's fingerprint."""
     array = getattr(source.stored, "array", None)
     if hasattr(array, "__dask_graph__"):
-        return digest("dask", str(array.name), source.shape, str(source.dtype))  # type: ignore[union-attr]
+        return identity_of_graph(array)
     if isinstance(source.stored, HeldArray) and options.is_temporary:
         return uuid.uuid4().hex  # nothing to go on from: do not read every voxel to find out
     return source.identity()
@@ -224,11 +237,12 @@ def _identity(source: ImageSource, options: RunOptions) -> str:
 def _stage_root(target: LabelTarget, options: RunOptions, tiles_fingerprint: str) -> Path:
     """Return the folder of this run's stage: beside the label image's store, unless told."""
     if options.stage_dir is not None:
-        parent = Path(options.stage_dir).expanduser().absolute() / f"{target.name}.stage"
+        parent = Location.parse(options.stage_dir, "stage_dir").path / f"{target.name}.stage"
     elif target.location.is_local:
         store = (target.image_group or target.location).path
         parent = store.with_name(f"{store.name}.stage")
     else:
         cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         parent = Path(cache) / "patchworks" / f"{target.name}.stage"
-    return parent / tiles_fingerprint[:16]
+    # One for each label image: two that share their tiles would drop each other's regions.
+    return parent / digest(tiles_fingerprint, str(target.location))[:16]

@@ -19,6 +19,7 @@ from patchworks.io.source import open_component
 from patchworks.lazy import lazy_array
 from patchworks.pipeline import build_level, write_region
 from patchworks.plan import PathLike, RunOptions, choose_target
+from patchworks.run import whole_number
 from patchworks.temporary import temporary_store
 
 
@@ -88,10 +89,14 @@ def relabel_sequential_zarr(
     SourceNotFoundError, InputError, TargetExistsError
         Before anything is written.
     """
+    if max_workers is not None:
+        max_workers = whole_number("max_workers", max_workers, 1, 2**16)
+    whole_number("pyramid_levels", pyramid_levels, 1, 32)
     source = open_component(store, component)
     grid = TileGrid.regular(source.shape, source.chunks or source.shape, (0,) * len(source.shape))
     options = RunOptions(
         write_to=temporary_store() if write_to is None else write_to,
+        is_temporary=write_to is None,
         output_component=component.split("/")[-1],
     )
     target = choose_target(source, options)
@@ -110,6 +115,7 @@ def relabel_sequential_zarr(
     pyramid = plan_pyramid(grid, pyramid_levels, 2)
     dtype = np.dtype(np.uint32 if len(ids) <= np.iinfo(np.uint32).max else np.uint64)
     image = LabelImage(target, pyramid, dtype, fingerprint)
+    target.make_private()
     image.create()
     regions = pyramid.regions()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from math import isfinite
-from numbers import Real
+from numbers import Integral, Real
 from typing import Literal, cast
 
 from patchworks.errors import InputError
@@ -58,9 +58,9 @@ class RunSpec:
             raise InputError(f"an image of {grid.ndim} axes {grid.shape}: expected 2 to 5")
         if self.stitch not in STITCHES:
             raise InputError(f"stitch={self.stitch!r}: expected one of {STITCHES}")
-        _check_int("connectivity", self.connectivity, 1, grid.ndim)
-        _check_int("pyramid_levels", self.pyramid_levels, 1, 32)
-        _check_int("pyramid_downscale", self.pyramid_downscale, 2, 64)
+        whole_number("connectivity", self.connectivity, 1, grid.ndim)
+        whole_number("pyramid_levels", self.pyramid_levels, 1, 32)
+        whole_number("pyramid_downscale", self.pyramid_downscale, 2, 64)
         bare = [a for a, n in enumerate(grid.dims) if n > 1 and grid.halo[a] == 0]
         if self.stitch == "overlap" and bare:
             raise InputError(
@@ -91,9 +91,11 @@ class RunSpec:
         )
 
 
-def _check_int(name: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+def whole_number(name: str, value: object, low: int, high: int) -> int:
+    """Return `value` as an int from `low` to `high`, or raise InputError."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) <= high:
         raise InputError(f"{name}={value!r}: expected an integer from {low} to {high}")
+    return int(value)
 
 
 def finite_number(name: str, value: object) -> float | None:

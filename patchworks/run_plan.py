@@ -47,7 +47,7 @@ def run_plan(
         As in `patchworks.tile_process`.
     """
     if resume and is_finished(plan):
-        report = report_of_finished(plan)
+        report = settle_finished(plan, keep_stage=keep_stage)
         say(f"already done: {report}", shown=progress)
         return report
     if executor.crosses_processes:
@@ -91,6 +91,7 @@ def open_stage(plan: RunPlan) -> Stage:
         "overlap": list(spec.grid.halo),
         "labels": str(plan.target.location),
     }
+    plan.target.make_private()
     stage = Stage.create(plan.stage.root, manifest, spec.grid.n_tiles)
     others = [p.name for p in stage.root.parent.iterdir() if p != stage.root and p.is_dir()]
     if others and stage.root.parent.name.endswith(".stage"):
@@ -108,8 +109,11 @@ def is_finished(plan: RunPlan) -> bool:
     return bool(plan.target.finished_run().get("fingerprint") == plan.fingerprint)
 
 
-def report_of_finished(plan: RunPlan) -> RunReport:
-    """Return the report of a run that found its label image done."""
+def settle_finished(plan: RunPlan, *, keep_stage: bool) -> RunReport:
+    """Do what a kill right after the label image was in its place left undone, and report."""
+    plan.target.register()
+    if not keep_stage and plan.stage.manifest():
+        plan.stage.remove()
     n_tiles = plan.spec.grid.n_tiles
     n_objects = int(plan.target.finished_run().get("n_objects", 0))
     return RunReport(str(plan.target.location), n_tiles, n_objects, n_reused=n_tiles)

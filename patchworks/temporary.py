@@ -6,12 +6,16 @@ import atexit
 import os
 import shutil
 import tempfile
+import uuid
 from pathlib import Path
 
 
 def temporary_store() -> Path:
-    """Return the path of a label image in a new folder that is removed when the process ends."""
-    folder = Path(tempfile.mkdtemp(prefix="patchworks-"))
+    """Return the path for a label image in a folder that is removed when the process ends.
+
+    Nothing is made yet: a call that is refused leaves nothing behind.
+    """
+    folder = Path(tempfile.gettempdir()) / f"patchworks-{uuid.uuid4().hex[:12]}"
     owner = os.getpid()
 
     def remove() -> None:

@@ -8,13 +8,13 @@ from typing import Any
 import dask.array as da
 import numpy as np
 
-from patchworks.errors import InputError
 from patchworks.execution.cluster import visible_gpus
 from patchworks.execution.dask import choose_executor
 from patchworks.geometry.tile_shape import TileShapeRule
 from patchworks.io.source import kind_of
 from patchworks.lazy import lazy_array
 from patchworks.plan import PathLike, RunOptions, plan_run
+from patchworks.run import whole_number
 from patchworks.run_plan import run_plan
 from patchworks.temporary import temporary_store
 
@@ -32,7 +32,7 @@ def tile_process(
     progress: bool = True,
     write_to: PathLike | None = None,
     output_component: str = "labels",
-    pyramid_levels: int = 5,
+    pyramid_levels: int | None = None,
     pyramid_downscale: int = 2,
     sequential_labels: bool = False,  # noqa: ARG001 - labels always are: it costs nothing
     skip_empty: bool = False,
@@ -78,7 +78,8 @@ def tile_process(
     output_component : str
         Name of the label image.
     pyramid_levels, pyramid_downscale : int
-        Levels, level 0 included, and the factor between them in y and x.
+        Levels, level 0 included, and the factor between them in y and x. By default 5, but in the
+        store of an image with a pyramid as many as it has: OME-NGFF asks for that.
     sequential_labels : bool
         Accepted for clarity: labels are 1..N in any case.
     skip_empty, empty_threshold : bool, float
@@ -148,10 +149,8 @@ def tile_process(
 
 def _n_workers(max_workers: int | None, use_gpu: bool) -> int | None:
     """Return how many tiles to work on at a time; None leaves it to the engine."""
-    if max_workers is not None and (
-        isinstance(max_workers, bool) or not isinstance(max_workers, int) or max_workers < 1
-    ):
-        raise InputError(f"max_workers={max_workers!r}: expected an integer >= 1, or None")
+    if max_workers is not None:
+        max_workers = whole_number("max_workers", max_workers, 1, 2**16)
     if not use_gpu:
         return max_workers
     visible_gpus()

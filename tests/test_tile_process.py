@@ -11,7 +11,7 @@ import pytest
 import zarr
 from scipy import ndimage
 
-from patchworks import tile_process
+from patchworks import load_ome_zarr, tile_process
 from tests.cells import same_partition
 from tests.images import above_1100, files_of, ome_zarr, smooth_noise
 
@@ -251,3 +251,24 @@ def test_the_image_in_the_store_is_not_touched(tmp_path):
     tile_process(store, above_1100, **RUN)
     assert files_of(store / "0") == before
     assert [p.name for p in tmp_path.iterdir()] == ["i.zarr"]
+
+
+def test_a_temporary_label_image_is_for_its_owner_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    tile_process(IMAGE, above_1100, **RUN)
+    [folder] = tmp_path.iterdir()
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_time_point_of_a_series_can_be_segmented_again_and_nothing_is_done_twice(tmp_path):
+    store = ome_zarr(tmp_path / "i.zarr", np.stack([IMAGE, IMAGE]), axes="tzyx")
+    calls = []
+
+    def count(tile: np.ndarray) -> np.ndarray:
+        calls.append(1)
+        return above_1100(tile)
+
+    for _ in range(2):
+        frame = load_ome_zarr(store)[1]
+        tile_process(frame, count, write_to=tmp_path / "o.zarr", **RUN)
+    assert len(calls) == 27

@@ -1,4 +1,4 @@
-"""`tile_process` on what people have: stores of any make, arrays of any layout, careless functions."""
+"""`tile_process` on what people have: stores and arrays of any layout, careless functions."""
 
 from __future__ import annotations
 
@@ -148,9 +148,7 @@ def test_labels_can_go_to_a_file_url(tmp_path, expected):
 
 def test_a_path_of_a_level_array_in_a_store_is_read_as_that_array(tmp_path, expected):
     store = ome_zarr(tmp_path / "image.zarr", [IMAGE])
-    labels = tile_process(
-        f"{store}/0", components, write_to=tmp_path / "labels.zarr", **KEYWORDS
-    )
+    labels = tile_process(f"{store}/0", components, write_to=tmp_path / "labels.zarr", **KEYWORDS)
     assert np.array_equal(labels.compute(), expected)
 
 
@@ -262,9 +260,7 @@ def test_the_stage_goes_where_it_was_asked_for(tmp_path):
 
 def test_no_stage_is_left_in_a_stage_dir(tmp_path):
     stage = tmp_path / "scratch"
-    tile_process(
-        IMAGE, components, write_to=tmp_path / "labels.zarr", stage_dir=stage, **KEYWORDS
-    )
+    tile_process(IMAGE, components, write_to=tmp_path / "labels.zarr", stage_dir=stage, **KEYWORDS)
     assert not list(stage.rglob("*"))
 
 
@@ -340,7 +336,9 @@ def test_an_overlap_on_an_axis_with_one_tile_reads_no_more_than_the_image():
 def test_an_explicit_halo_on_slices_one_voxel_thick_is_used():
     image = np.zeros((5, 8, 8), "u1")
     image[1:4, 2:5, 2:5] = 1
-    labels = tile_process(image, components, tile_shape=(1, 8, 8), overlap=(1, 0, 0), progress=False)
+    labels = tile_process(
+        image, components, tile_shape=(1, 8, 8), overlap=(1, 0, 0), progress=False
+    )
     assert labels.max().compute() == 1
 
 

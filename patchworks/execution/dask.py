@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from patchworks.errors import ClientError
+from patchworks.errors import ClientError, PatchworksError, portable
 from patchworks.execution.executor import Batch, Executor, Result, ThreadExecutor
 from patchworks.execution.machine import available_cores
 
@@ -40,7 +40,7 @@ class DaskExecutor:
         """Yield the result of each batch as it comes; an error cancels the rest."""
         from distributed import KilledWorker, as_completed
 
-        futures = [self.client.submit(fn, batch, pure=False) for batch in batches]
+        futures = [self.client.submit(_run, fn, batch, pure=False) for batch in batches]
         try:
             for future in as_completed(futures):
                 yield future.result()
@@ -49,6 +49,15 @@ class DaskExecutor:
             raise ClientError(LOST_WORKER.format(key=error.task)) from error
         finally:
             self.client.cancel(futures)
+
+
+def _run(fn: Callable[[Batch], Result], batch: Batch) -> Result:
+    """Run a batch in a worker; an error of patchworks' own arrives whatever caused it."""
+    try:
+        return fn(batch)
+    except PatchworksError as error:
+        failure = portable(error)
+    raise failure
 
 
 def active_client() -> Any | None:
@@ -89,4 +98,4 @@ def choose_executor(max_workers: int | None) -> Executor:
     client = active_client()
     if client is not None:
         return DaskExecutor(client)
-    return ThreadExecutor(max_workers or available_cores())
+    return ThreadExecutor(available_cores() if max_workers is None else max_workers)

@@ -81,7 +81,11 @@ def _tile_shape(
             raise InputError(f"tile_shape={tile_shape!r}: expected a tuple, a callable or 'auto'")
         return auto_tile_shape(shape, dtype, chunks=storage_chunks)
     if callable(tile_shape):
-        return check_tile_shape(tile_shape(shape, dtype), shape, "tile_shape(shape, dtype)")
+        try:
+            given = tile_shape(shape, dtype)
+        except TypeError as error:
+            raise InputError(f"tile_shape(shape, dtype) raised TypeError: {error}") from error
+        return check_tile_shape(given, shape, "tile_shape(shape, dtype)")
     return check_tile_shape(tile_shape, shape, "tile_shape")
 
 

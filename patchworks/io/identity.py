@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from itertools import islice
@@ -9,24 +10,62 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zarr
+from fsspec.core import url_to_fs
+from zarr.storage import FsspecStore, LocalStore
 
 from patchworks.fingerprint import digest
 from patchworks.geometry.box import Box
 from patchworks.geometry.grid import TileGrid
+from patchworks.io.location import ZarrArray
 
-MAX_FILES = 20_000
-"""Chunk files looked at; beyond it the answer rests on the first so many and the metadata."""
+GRAPH_KEYS = 100_000
+"""Keys of a Dask graph's layer that are looked at for arrays in stores."""
 
-N_SAMPLES = 16
-"""Boxes whose voxels are read where there are no files to look at."""
+
+def identity_of_zarr_array(array: ZarrArray) -> str:
+    """Return the identity of an array in a store: files where there are any, else its voxels."""
+    store = array.store
+    if isinstance(store, LocalStore):
+        return identity_of_files(store.root / array.path)
+    if isinstance(store, FsspecStore):
+        return identity_of_url(store, array.path)
+    return identity_of_array(np.asarray(array[...]))
+
+
+def identity_of_graph(array: Any) -> str:
+    """Return the identity of a Dask array: its name, and that of the stores it reads from.
+
+    Dask names an array over a store by where the store lies, not by what is in it.
+    """
+    stores = []
+    for layer in array.dask.layers.values():
+        mapping = getattr(layer, "mapping", {})
+        for node in islice(mapping.values(), GRAPH_KEYS):
+            held = [node, getattr(node, "value", None), *getattr(node, "args", ())]
+            stores += [identity_of_zarr_array(a) for a in held if isinstance(a, zarr.Array)]
+    return digest("dask", str(array.name), array.shape, str(array.dtype), sorted(set(stores)))
+
+
+def identity_of_url(store: FsspecStore, path: str) -> str:
+    """Return the identity of an array in an object store: names, sizes and times of its objects."""
+    filesystem, _ = url_to_fs(store.fs.unstrip_protocol(store.path))
+    objects = filesystem.find(f"{store.path}/{path}", detail=True)
+    keys = ("size", "ETag", "etag", "LastModified", "mtime", "modified", "created")
+    return digest(
+        "objects", [[name, *[str(objects[name].get(k)) for k in keys]] for name in sorted(objects)]
+    )
 
 
 def identity_of_files(folder: Path) -> str:
     """Return the identity of an array in a local store: names, sizes and times of its files.
 
-    Cheap (no voxel is read) and safe: writing any chunk again changes it.
+    Cheap beside a run (no voxel is read) and safe: writing any chunk again changes it.
     """
-    return digest("files", [list(entry) for entry in islice(_files(folder), MAX_FILES)])
+    found = hashlib.blake2b(digest_size=16)
+    for entry in _files(folder):
+        found.update(repr(entry).encode("utf-8", "surrogatepass"))
+    return f"files {found.hexdigest()}"
 
 
 def _files(folder: Path) -> Iterator[tuple[str, int, int]]:
@@ -42,12 +81,6 @@ def _files(folder: Path) -> Iterator[tuple[str, int, int]]:
 def identity_of_array(array: np.ndarray) -> str:
     """Return the identity of an array in memory: all of its values."""
     return digest("array", array)
-
-
-def identity_of_samples(array: Any, shape: tuple[int, ...], chunks: tuple[int, ...]) -> str:
-    """Return the identity of a remote array: shape, dtype and the voxels of a few chunks."""
-    samples = [np.asarray(array[box.slices]) for box in sample_boxes(shape, chunks, N_SAMPLES)]
-    return digest("samples", shape, str(array.dtype), samples)
 
 
 def sample_boxes(shape: tuple[int, ...], chunks: tuple[int, ...], n_boxes: int) -> list[Box]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -54,6 +55,8 @@ class LabelTarget:
         OME-NGFF version, and with it the zarr format (2 or 3).
     calibration : Calibration
         Axes, voxel size and position of level 0.
+    is_temporary : bool
+        Whether it lies in a folder of its own that ends with the process.
     """
 
     location: Location
@@ -61,6 +64,7 @@ class LabelTarget:
     name: str
     version: Version
     calibration: Calibration
+    is_temporary: bool = False
 
     @classmethod
     def inside(
@@ -75,6 +79,11 @@ class LabelTarget:
             calibration=calibration,
         )
 
+    def make_private(self) -> None:
+        """Make the folder of a temporary label image, for its owner alone."""
+        if self.is_temporary:
+            self.location.path.parent.mkdir(mode=0o700, exist_ok=True)
+
     def attributes(self) -> dict[str, Any]:
         """Return the attributes of what lies at the target; empty if it is no zarr group."""
         with suppress(*NOT_ZARR):
@@ -85,6 +94,29 @@ class LabelTarget:
         """Return what the label image at the target says of the run that made it, or nothing."""
         provenance = self.attributes().get(PROVENANCE_KEY)
         return dict(provenance) if isinstance(provenance, Mapping) else {}
+
+    def register(self) -> None:
+        """Add the name to the labels that the image's `labels` group lists, if it is not there."""
+        if self.image_group is None:
+            return
+        store = (self.image_group / "labels").store(read_only=False)
+        group = zarr.open_group(store, mode="a", zarr_format=ZARR_FORMAT[self.version])
+        before = dict(group.attrs)
+        after = with_label_listed(before, self.version, self.name)
+        if after != before:
+            group.attrs.put(after)
+            self._consolidate(self.image_group)
+
+    def _consolidate(self, image_group: Location) -> None:
+        """Bring the image's consolidated metadata up to date, if it has any."""
+        image = open_group(image_group, mode="r+")
+        if image.metadata.consolidated_metadata is None:
+            return
+        with warnings.catch_warnings():  # consolidated metadata are no part of zarr 3; it has them
+            warnings.simplefilter("ignore", UserWarning)
+            zarr.consolidate_metadata(
+                image_group.store(read_only=False), zarr_format=ZARR_FORMAT[self.version]
+            )
 
     def check(self, fingerprint: str, *, overwrite: bool) -> None:
         """Raise unless this run may write here; the run that made what is there always may.
@@ -232,8 +264,7 @@ class LabelImage:
         group.attrs.put({**attributes, PROVENANCE_KEY: dict(provenance)})
         if self.building != target.location:
             self._move_into_place()
-        if target.image_group is not None:
-            _register(target.image_group, target.version, target.name)
+        target.register()
 
     def _move_into_place(self) -> None:
         place = self.target.location.path
@@ -243,11 +274,3 @@ class LabelImage:
             place.rename(old)
         self.building.path.rename(place)
         shutil.rmtree(old, ignore_errors=True)
-
-
-def _register(image_group: Location, version: Version, name: str) -> None:
-    """Add `name` to the labels that the image's `labels` group lists."""
-    location = image_group / "labels"
-    store = location.store(read_only=False)
-    group = zarr.open_group(store, mode="a", zarr_format=ZARR_FORMAT[version])
-    group.attrs.put(with_label_listed(dict(group.attrs), version, name))

@@ -7,6 +7,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import fsspec
 import zarr
@@ -30,13 +31,13 @@ class Location:
     url: str
 
     @classmethod
-    def parse(cls, value: str | os.PathLike[str]) -> Location:
-        """Return the location that a user's path or URL names."""
-        text = os.fspath(value)
-        if not isinstance(text, str) or not text:
-            raise InputError(f"path {value!r}: expected a path or a URL that is not empty")
+    def parse(cls, value: str | os.PathLike[str], name: str = "path") -> Location:
+        """Return the location that a user's path or URL names; `name` is the argument's."""
+        text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+        if not isinstance(text, str) or not text or "\0" in text:
+            raise InputError(f"{name}={value!r}: expected a path or a URL that is not empty")
         if text.startswith("file://"):
-            text = text.removeprefix("file://")
+            text = unquote(text.removeprefix("file://").removeprefix("localhost"))
         if "://" in text:
             return cls(text.rstrip("/"))
         return cls(str(Path(text).expanduser().absolute()))
@@ -97,7 +98,10 @@ class Location:
     def exists(self) -> bool:
         """Return whether anything lies here."""
         if self.is_local:
-            return self.path.exists()
+            try:
+                return self.path.exists()
+            except OSError as error:
+                raise InputError(f"{self.url}: no path ({error.strerror or error})") from error
         filesystem, path = self.filesystem()
         return bool(filesystem.exists(path))
 
@@ -114,5 +118,21 @@ def open_array(location: Location, component: str = "", *, mode: str = "r") -> Z
     The pipeline is chosen when an array is opened; the process's own setting stays as it is.
     """
     store = location.store(read_only=mode == "r")
-    with _pipeline_choice, zarr.config.set(ZARRS_PIPELINE if location.is_local else {}):
+    array = zarr.open_array(store, path=component, mode=mode)
+    if not (location.is_local and _suits_zarrs(array)):
+        return array
+    with _pipeline_choice, zarr.config.set(ZARRS_PIPELINE):
         return zarr.open_array(store, path=component, mode=mode)
+
+
+def _suits_zarrs(array: ZarrArray) -> bool:
+    """Whether the compiled pipeline is known to read and write such an array as zarr does."""
+    metadata = array.metadata
+    if array.dtype.kind not in "biuf" or not array.dtype.isnative:
+        return False
+    if metadata.zarr_format == 2:
+        codec = metadata.compressor
+        known = codec is None or getattr(codec, "codec_id", "") in ("blosc", "zstd", "gzip")
+        return known and metadata.order == "C" and not metadata.filters
+    names = {codec.to_dict().get("name") for codec in metadata.codecs}
+    return names <= {"bytes", "zstd", "blosc", "gzip", "crc32c", "sharding_indexed"}

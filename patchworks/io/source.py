@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -19,12 +20,7 @@ from zarr.storage import FsspecStore, LocalStore
 
 from patchworks.errors import InputError, SourceNotFoundError
 from patchworks.geometry.box import Box
-from patchworks.io.identity import (
-    identity_of_array,
-    identity_of_files,
-    identity_of_samples,
-    sample_boxes,
-)
+from patchworks.io.identity import identity_of_array, identity_of_zarr_array, sample_boxes
 from patchworks.io.location import Location, ZarrArray, open_array
 from patchworks.io.ngff import (
     Axis,
@@ -95,6 +91,8 @@ class ImageSource:
         The group that the array belongs to: labels go below it.
     version : {"0.4", "0.5"}
         OME-NGFF version that goes with the group's zarr format.
+    n_levels : int
+        Levels of the group's image.
     """
 
     stored: StoredArray | HeldArray
@@ -106,12 +104,15 @@ class ImageSource:
     name: str
     group: Location | None = None
     version: Version = "0.5"
+    n_levels: int = 1
 
     def read(self, box: Box) -> np.ndarray:
         """Return the voxels of `box`, shape ``box.shape``."""
         kept = iter(box.slices)
         index = tuple([next(kept) if p is None else p for p in self.pick])
-        return np.asarray(self.stored.array[index])
+        voxels = np.asarray(self.stored.array[index])
+        # The function gets voxels of its own: it may work in place.
+        return voxels.copy() if isinstance(self.stored.array, np.ndarray) else voxels
 
     def sample(self, max_voxels: int = 2**22) -> np.ndarray:
         """Return up to about `max_voxels` voxels from boxes spread over the image, flat."""
@@ -123,16 +124,21 @@ class ImageSource:
     def identity(self) -> str:
         """Return a digest that changes when the image is written anew."""
         array = self.stored.array
-        place = (self.pick, getattr(self.stored, "component", ""))
         if isinstance(array, np.ndarray):
             return identity_of_array(array)
-        store = getattr(array, "store", None)
-        if isinstance(store, LocalStore):
-            return f"{identity_of_files(store.root / array.path)}{place}"
-        whole = Box.whole(array.shape)
-        if isinstance(store, FsspecStore):
-            return f"{identity_of_samples(array, whole.shape, array.chunks)}{place}"
-        return f"{identity_of_array(np.asarray(array[whole.slices]))}{place}"
+        return f"{identity_of_zarr_array(array)}{self.pick}"
+
+    def lies_in(self, location: Location) -> bool:
+        """Whether the array is stored at or below `location`, by whatever way it is named."""
+        if isinstance(self.stored, StoredArray):
+            found = self.stored.location / self.stored.component
+        elif isinstance(store := getattr(self.stored.array, "store", None), LocalStore):
+            found = Location(str(store.root)) / self.stored.array.path
+        else:
+            return False
+        if not (found.is_local and location.is_local):
+            return f"{found.url}/".startswith(f"{location.url}/")
+        return found.path.resolve().is_relative_to(location.path.resolve())
 
     def held_by_this_process(self) -> bool:
         """Whether other processes could not read it (NumPy, or a store in memory)."""
@@ -178,7 +184,7 @@ def open_source(image: str | os.PathLike[str], *, channel: int | None, level: in
     placed = None if found.level is None else (found.level.scale, found.level.translation)
     name = str(found.stored.location)
     source = _select(found.stored.array, found.stored, axes, placed, channel, name)
-    return replace(source, group=found.group, version=found.version)
+    return replace(source, group=found.group, version=found.version, n_levels=found.n_levels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +196,7 @@ class FoundArray:
     group: Location | None = None
     axes: tuple[Axis, ...] | None = None
     level: Level | None = None
+    n_levels: int = 1
 
 
 def find_array(location: Location, level: int) -> FoundArray:
@@ -215,7 +222,8 @@ def find_array(location: Location, level: int) -> FoundArray:
             f"{location}: {component!r} has {rank} axes, the metadata names "
             f"{len(multiscale.axes)}; repair the store's multiscales metadata"
         )
-    return FoundArray(stored, version, location, multiscale.axes, multiscale.levels[level])
+    chosen, n_levels = multiscale.levels[level], len(multiscale.levels)
+    return FoundArray(stored, version, location, multiscale.axes, chosen, n_levels)
 
 
 def open_component(store: str | os.PathLike[str], component: str) -> ImageSource:
@@ -271,8 +279,8 @@ def _component(
     )
 
 
-def _check_level(level: int, n_levels: int, location: Location) -> None:
-    if isinstance(level, bool) or not isinstance(level, int) or not 0 <= level < n_levels:
+def _check_level(level: object, n_levels: int, location: Location) -> None:
+    if isinstance(level, bool) or not isinstance(level, Integral) or not 0 <= int(level) < n_levels:
         raise InputError(
             f"level={level!r}: {location} has {n_levels} level(s), 0 to {n_levels - 1}"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from patchworks.errors import SegmenterError
+from patchworks.errors import ImageReadError, SegmenterError
 from patchworks.geometry.grid import Tile
 from patchworks.io.source import ImageSource
 from patchworks.segmenters import Segmenter, name_of
@@ -32,7 +32,13 @@ def segment_tile(source: ImageSource, tile: Tile, segmenter: Segmenter) -> np.nd
     SegmenterError
         If the function raises, or returns anything but one label per voxel.
     """
-    voxels = source.read(tile.read)
+    try:
+        voxels = source.read(tile.read)
+    except Exception as error:
+        raise ImageReadError(
+            f"tile {tile.index} at {tile.core.start}: {source.name} cannot be read there "
+            f"({type(error).__name__}: {error}); repair the image, and call again"
+        ) from error
     segment_view = getattr(segmenter, "segment_view", None)
     try:
         labels = segmenter(voxels) if segment_view is None else segment_view(voxels, tile.margins)
@@ -48,7 +54,13 @@ def check_labels(labels: object, tile: Tile, segmenter: Segmenter) -> np.ndarray
     where = f"{_where(tile, segmenter)} returned"
     if labels is None:
         raise SegmenterError(f"{where} None; return the labels (is a `return` missing?)")
-    found = np.asarray(labels)
+    try:
+        found = np.asarray(labels)
+    except ValueError as error:
+        raise SegmenterError(
+            f"{where} a {type(labels).__name__} that is no array ({error}); return one label per "
+            f"voxel"
+        ) from error
     if found.shape != tile.read.shape:
         raise SegmenterError(
             f"{where} shape {found.shape} for a tile of {tile.read.shape}; return one label per "
