@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from patchworks.pipeline import RunPlan
 from patchworks.plan import PathLike, RunOptions, check_reachable, plan_run
 from patchworks.report import RunReport
 from patchworks.run_plan import is_finished, settle_finished
-from patchworks.segmenters import Segmenter, resolve_segmenter
+from patchworks.segmenters import Segmenter, name_of, resolve_segmenter
 from patchworks.steps.merge import Relabeling
 from patchworks.temporary import temporary_store
 
@@ -125,10 +124,10 @@ resume, overwrite
         runner = local_dask_runner(n_workers=max_workers)
         on_workers = segment_image_flow.with_options(task_runner=runner)  # type: ignore[arg-type]
         report: RunReport = on_workers(
-            image=image if to_convert is None else to_convert[0],
+            image=plan.source.name if plan is not None else os.fspath(image),
+            segmenter=name_of(segmenter) if callable(segmenter) else segmenter,
             convert_to=None if to_convert is None else to_convert[1],
-            segmenter=segmenter,
-            run=_Run(options, plan, keep_stage=keep_stage, resume=resume),
+            run=_Run(function, options, plan, keep_stage=keep_stage, resume=resume),
         )
     return report
 
@@ -137,8 +136,15 @@ class _Run:
     """What the flow works on, beside what it shows as its parameters."""
 
     def __init__(
-        self, options: RunOptions, plan: RunPlan | None, *, keep_stage: bool, resume: bool
+        self,
+        function: Segmenter,
+        options: RunOptions,
+        plan: RunPlan | None,
+        *,
+        keep_stage: bool,
+        resume: bool,
     ) -> None:
+        self.function = function
         self.options = options
         self.plan = plan
         self.keep_stage = keep_stage
@@ -170,7 +176,10 @@ def converted_path(image: PathLike) -> Path | None:
     persist_result=False,
 )
 def segment_image_flow(
-    image: Any, segmenter: SegmenterSpec, run: _Run, convert_to: str | None = None
+    image: str,
+    segmenter: str | Mapping[str, Any],  # noqa: ARG001 - shown as what the run was asked for
+    run: _Run,
+    convert_to: str | None = None,
 ) -> RunReport:
     """Convert, set up the stage, find empty tiles, segment, stitch, merge, build the pyramid."""
     logger = get_run_logger()
@@ -182,7 +191,7 @@ def segment_image_flow(
     if convert_to is not None:
         with start.timed("convert"):
             store = results_of([tasks.convert.submit(image, convert_to)])[0]
-        plan = plan_run(store, resolve_segmenter(segmenter), run.options)
+        plan = plan_run(store, run.function, run.options)
         if run.resume and is_finished(plan):
             return settle_finished(plan, keep_stage=run.keep_stage)
     if plan is None:
@@ -238,7 +247,7 @@ def carry_out(plan: RunPlan, report: RunReport) -> None:
         for level in range(pyramid.n_fused, pyramid.n_levels):
             batches = batches_of(range(pyramid.regions(level).n_tiles))
             results_of([tasks.build_level.submit(stage, level, b) for b in batches])
-        pipeline.publish(plan, relabeling, version("patchworks"))
+        results_of([tasks.finish_pyramid.submit(stage)])
 
 
 def batches_of(indices: Sequence[int]) -> list[tasks.Batch]:

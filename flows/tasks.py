@@ -7,6 +7,7 @@ may be run again at any time: tiles and regions that are done are left alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 from prefect import task
@@ -111,3 +112,10 @@ def build_level(stage: str, level: int, batch: Batch) -> int:
     plan = pipeline.load_plan(stage)
     image = plan.label_image(Relabeling.load(plan.stage))
     return pipeline.build_level(image, level, batch.indices)
+
+
+@task(name="finish pyramid", task_run_name="finish pyramid, put labels in place", **UNCACHED)
+def finish_pyramid(stage: str) -> None:
+    """Write the label image's metadata, put it in its place and register it."""
+    plan = pipeline.load_plan(stage)
+    pipeline.publish(plan, Relabeling.load(plan.stage), version("patchworks"))

@@ -63,6 +63,7 @@ class TestOnAServer:
             "segment tiles 0",
             "stitch",
             "merge regions 0",
+            "finish pyramid",
         ):
             assert any(name.startswith(step) for name in names), (step, names)
         assert (report.n_objects, report.n_tiles) == (1, 9)
