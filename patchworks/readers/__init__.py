@@ -1,0 +1,1 @@
+"""Readers of microscope files: one module per format, one interface for all."""
