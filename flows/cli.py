@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return 0, or 1 after an error of patchworks' own, or 130 when stopped."""
     options = _parser().parse_args(arguments)
     try:
-        _segment(options)
+        options.run(options)
     except PatchworksError as error:
         notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
         print(f"patchworks: {error}{notes}", file=sys.stderr)  # noqa: T201
@@ -34,7 +34,10 @@ def _parser() -> argparse.ArgumentParser:
     segment = commands.add_parser(
         "segment", help="segment an image tile by tile and write one label image"
     )
-    segment.add_argument("image", help="OME-Zarr or zarr store, or a TIFF file to convert first")
+    segment.set_defaults(run=_segment)
+    segment.add_argument(
+        "image", help="OME-Zarr or zarr store, or a microscope file to convert first"
+    )
     segment.add_argument(
         "--segmenter",
         default="threshold",
@@ -58,7 +61,39 @@ def _parser() -> argparse.ArgumentParser:
     segment.add_argument("--workers", type=int, help="worker processes (default: one per core)")
     segment.add_argument("--png", help="write a picture with outlines there")
     segment.add_argument("--overwrite", action="store_true", help="replace another run's labels")
+    _add_convert(commands)
     return parser
+
+
+def _add_convert(commands: Any) -> None:
+    convert = commands.add_parser("convert", help="convert a microscope file to OME-Zarr")
+    convert.set_defaults(run=_convert)
+    convert.add_argument(
+        "source", help="TIFF, Imaris, CZI, LIF, ND2, zarr, ... or a pattern of TIFF files, quoted"
+    )
+    convert.add_argument("target", help="path or URL of the OME-Zarr store to make")
+    convert.add_argument("--scene", default="0", help="index or name of the image, or all")
+    convert.add_argument("--axes", help="axes of the source where it does not say them: czyx")
+    convert.add_argument(
+        "--pixel-size",
+        action="append",
+        default=[],
+        metavar="AXIS=MICROMETERS",
+        help="in place of what the source says, such as y=0.2; may be repeated",
+    )
+    convert.add_argument("--channel-names", help="names, separated by commas")
+    convert.add_argument("--levels", type=int, help="levels of the pyramid")
+    convert.add_argument("--chunks", type=_integers, help="chunk shape, such as 1,16,256,256")
+    convert.add_argument(
+        "--shard", action=argparse.BooleanOptionalAction, help="several chunks in a file"
+    )
+    convert.add_argument("--ngff-version", choices=("0.5", "0.4"), default="0.5")
+    convert.add_argument(
+        "--reuse-pyramid", action="store_true", help="take over the levels of the source"
+    )
+    convert.add_argument("--reader", help="reader to use, such as bioio")
+    convert.add_argument("--workers", type=int, help="threads (default: one per core)")
+    convert.add_argument("--overwrite", action="store_true", help="replace an image that is there")
 
 
 def _integers(text: str) -> tuple[int, ...]:
@@ -116,6 +151,30 @@ def _segment(options: argparse.Namespace) -> None:
             tile_shape=options.tile_shape,
         )
     _say(report, picture)
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from patchworks.plugins.ome_zarr import to_ome_zarr
+
+    pairs = [pair.partition("=") for pair in options.pixel_size]
+    names = options.channel_names
+    target = to_ome_zarr(
+        options.source,
+        options.target,
+        axes=options.axes,
+        pixel_size={axis: _value(size) for axis, _, size in pairs} or None,
+        n_levels=options.levels,
+        chunks=options.chunks,
+        shard=options.shard,
+        channel_names=names.split(",") if names else None,
+        scene=int(options.scene) if options.scene.isdigit() else options.scene,
+        ngff_version=options.ngff_version,
+        reuse_pyramid=options.reuse_pyramid,
+        reader=options.reader,
+        max_workers=options.workers,
+        overwrite=options.overwrite,
+    )
+    print(f"{'image':<22}{target}")  # noqa: T201
 
 
 def _say(report: RunReport, picture: Path | None) -> None:

@@ -9,31 +9,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger
 from prefect.context import FlowRunContext
-from prefect.futures import PrefectFuture, wait
 
 from flows import tasks
+from flows.batches import batches_of, results_of
+from flows.convert_image import carry_out_conversion
 from flows.runners import local_dask_runner, send_library_logs
 from flows.server import prefect_server
 from patchworks import pipeline
-from patchworks.errors import ClientError, PatchworksError, SourceNotFoundError
-from patchworks.execution.executor import batched
+from patchworks.conversion.collection import plan_images
+from patchworks.conversion.plan import ConversionOptions, ConversionPlan, made_from
+from patchworks.errors import InputError, PatchworksError
 from patchworks.geometry.tile_shape import TileShapeRule
+from patchworks.io.location import Location
 from patchworks.io.source import kind_of
 from patchworks.pipeline import RunPlan
 from patchworks.plan import PathLike, RunOptions, check_reachable, plan_run
+from patchworks.readers.registry import is_zarr, open_reader
 from patchworks.report import RunReport
 from patchworks.run_plan import is_finished, settle_finished
 from patchworks.segmenters import Segmenter, name_of, resolve_segmenter
 from patchworks.steps.merge import Relabeling
 from patchworks.temporary import temporary_store
-
-MAX_TASK_RUNS = 64
-"""Task runs of one step: each costs Dask and the server 0.15 s, and so many still read well."""
 
 SegmenterSpec = Segmenter | str | Mapping[str, Any]
 
@@ -69,7 +69,8 @@ def segment_image(
     Parameters
     ----------
     image : path, URL, zarr.Array, dask.array.Array or numpy.ndarray
-        As in `patchworks.tile_process`; a file that is no zarr store (TIFF) is converted first.
+        As in `patchworks.tile_process`; a microscope file (TIFF, Imaris, CZI, ...) is converted
+        first.
     segmenter : str, mapping or callable
         ``"threshold"``, ``{"name": "threshold", "value": 400}``, ``"package.module:function"``,
         ``{"import": "package.module:factory", "kwargs": {...}}``, or a function.
@@ -114,8 +115,8 @@ resume, overwrite
         connectivity=connectivity,
         overwrite=overwrite,
     )
-    to_convert = _file_to_convert(image, convert_to)
-    plan = None if to_convert else plan_run(image, function, options)
+    store, conversion = _conversion_of(image, convert_to)
+    plan = None if conversion else plan_run(store, function, options)
     if plan is not None:
         check_reachable(plan)
         if resume and is_finished(plan):
@@ -126,8 +127,8 @@ resume, overwrite
         report: RunReport = on_workers(
             image=plan.source.name if plan is not None else os.fspath(image),
             segmenter=name_of(segmenter) if callable(segmenter) else segmenter,
-            convert_to=None if to_convert is None else to_convert[1],
-            run=_Run(function, options, plan, keep_stage=keep_stage, resume=resume),
+            convert_to=None if conversion is None else str(conversion.place),
+            run=_Run(function, options, plan, conversion, keep_stage=keep_stage, resume=resume),
         )
     return report
 
@@ -140,6 +141,7 @@ class _Run:
         function: Segmenter,
         options: RunOptions,
         plan: RunPlan | None,
+        conversion: ConversionPlan | None,
         *,
         keep_stage: bool,
         resume: bool,
@@ -147,26 +149,36 @@ class _Run:
         self.function = function
         self.options = options
         self.plan = plan
+        self.conversion = conversion
         self.keep_stage = keep_stage
         self.resume = resume
 
 
-def _file_to_convert(image: Any, convert_to: PathLike | None) -> tuple[str, str] | None:
-    """Return file and OME-Zarr target if `image` is a file that is no zarr store."""
-    if kind_of(image) != "path":
-        return None
-    target = converted_path(image)
-    return None if target is None else (os.fspath(image), os.fspath(convert_to or target))
+def _conversion_of(image: Any, convert_to: PathLike | None) -> tuple[Any, ConversionPlan | None]:
+    """Return the image to segment, and its conversion if it is a file that is not converted."""
+    target = converted_path(image, convert_to) if kind_of(image) == "path" else None
+    if target is None:
+        return image, None
+    options = ConversionOptions()
+    reader = open_reader(image)
+    if made_from(Location.parse(target)).get("source") == reader.identity():
+        reader.close()
+        return target, None
+    return target, plan_images(image, target, options).parts[0]
 
 
-def converted_path(image: PathLike) -> Path | None:
+def converted_path(image: PathLike, convert_to: PathLike | None = None) -> PathLike | None:
     """Return where a file's OME-Zarr image goes, or None if `image` is a store already."""
-    if "://" in os.fspath(image):
+    location = Location.parse(image, "image")
+    if not location.is_local or is_zarr(location):
         return None
-    path = Path(image).expanduser().absolute()
-    if not path.exists():
-        raise SourceNotFoundError(f"{path}: there is nothing at this path")
-    return None if path.is_dir() else path.with_name(f"{path.name.partition('.')[0]}.ome.zarr")
+    if convert_to is not None:
+        return convert_to
+    path = location.path
+    if set(path.name) & set("*?["):
+        raise InputError(f"{path}: a pattern; say where the OME-Zarr image goes with convert_to=")
+    name = path.name.removesuffix(path.suffix) if not path.is_dir() else path.name
+    return path.with_name(f"{name.removesuffix('.ome')}.ome.zarr")
 
 
 @flow(
@@ -176,10 +188,10 @@ def converted_path(image: PathLike) -> Path | None:
     persist_result=False,
 )
 def segment_image_flow(
-    image: str,
+    image: str,  # noqa: ARG001
     segmenter: str | Mapping[str, Any],  # noqa: ARG001 - shown as what the run was asked for
     run: _Run,
-    convert_to: str | None = None,
+    convert_to: str | None = None,  # noqa: ARG001
 ) -> RunReport:
     """Convert, set up the stage, find empty tiles, segment, stitch, merge, build the pyramid."""
     logger = get_run_logger()
@@ -188,10 +200,10 @@ def segment_image_flow(
     with start.timed("start workers"):
         _ = FlowRunContext.get().task_runner.client  # type: ignore[union-attr]
     plan = run.plan
-    if convert_to is not None:
+    if run.conversion is not None:
         with start.timed("convert"):
-            store = results_of([tasks.convert.submit(image, convert_to)])[0]
-        plan = plan_run(store, run.function, run.options)
+            logger.info("%s", carry_out_conversion(run.conversion))
+        plan = plan_run(str(run.conversion.place), run.function, run.options)
         if run.resume and is_finished(plan):
             return settle_finished(plan, keep_stage=run.keep_stage)
     if plan is None:
@@ -248,23 +260,3 @@ def carry_out(plan: RunPlan, report: RunReport) -> None:
             batches = batches_of(range(pyramid.regions(level).n_tiles))
             results_of([tasks.build_level.submit(stage, level, b) for b in batches])
         results_of([tasks.finish_pyramid.submit(stage)])
-
-
-def batches_of(indices: Sequence[int]) -> list[tasks.Batch]:
-    """Cut indices into the batches of a step's task runs."""
-    return [tasks.Batch(tuple(part)) for part in batched(indices, MAX_TASK_RUNS)]
-
-
-def results_of(futures: Sequence[PrefectFuture[Any]]) -> list[Any]:
-    """Wait for all tasks and return their results, or raise the first failure.
-
-    All of them run to their end: what the others do meanwhile is kept.
-    """
-    wait(list(futures))
-    for future in futures:
-        if not future.state.is_final():
-            raise ClientError(
-                f"task run {future.task_run_id} never ended: its worker died (most often: out of "
-                f"memory); give smaller tiles or fewer workers, and call again"
-            )
-    return [future.result() for future in futures]

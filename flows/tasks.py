@@ -6,18 +6,21 @@ may be run again at any time: tiles and regions that are done are left alone.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from patchworks import pipeline
+from patchworks.conversion import regions
+from patchworks.conversion.plan import ConversionPlan
 from patchworks.errors import PatchworksError, portable
 from patchworks.lazy import make_readable
 from patchworks.pipeline import RunPlan, TileOutcome
-from patchworks.plugins.ome_zarr import to_ome_zarr
 from patchworks.run_plan import open_stage
 from patchworks.steps.merge import Relabeling
 
@@ -38,23 +41,59 @@ class Batch:
         return f"{first}-{last}" if last > first else f"{first}"
 
 
-class Opaque:
+Held = TypeVar("Held")
+
+
+class Opaque(Generic[Held]):
     """Keeps Prefect from walking through a plan in search of futures."""
 
-    def __init__(self, plan: RunPlan) -> None:
-        self.plan = plan
+    def __init__(self, held: Held) -> None:
+        self.held = held
 
 
-@task(name="convert", task_run_name="convert to {target}", **UNCACHED)
-def convert(source: str, target: str) -> str:
-    """Convert a file to OME-Zarr; one that was made from it already is left as it is."""
-    return str(to_ome_zarr(source, target, progress=False))
+@task(name="set up conversion", **UNCACHED)
+def set_up_conversion(opaque: Opaque[ConversionPlan]) -> tuple[str, str]:
+    """Make the empty levels, or go on with those of an interrupted try; returns the stage."""
+    plan = opaque.held
+    with portably():
+        regions.begin(plan)
+    return plan.stage.root.url, plan.fingerprint
+
+
+@task(
+    name="convert regions",
+    task_run_name="convert level {level}, regions {batch.span}",
+    **UNCACHED,
+)
+def convert_regions(stage: tuple[str, str], level: int, batch: Batch) -> int:
+    """Write a batch of regions of a level; returns how many bytes."""
+    with portably():
+        return regions.write_regions(regions.load_plan(*stage), level, batch.indices)
+
+
+@task(name="finish conversion", task_run_name="finish conversion, put image in place", **UNCACHED)
+def finish_conversion(stage: tuple[str, str]) -> None:
+    """Write the image's metadata and put it in its place."""
+    with portably():
+        regions.publish(regions.load_plan(*stage))
+
+
+@contextmanager
+def portably() -> Iterator[None]:
+    """Let an error of patchworks' own leave without its causes, which need not be picklable."""
+    try:
+        yield
+    except PatchworksError as error:
+        failure = portable(error)
+    else:
+        return
+    raise failure
 
 
 @task(name="set up stage", **UNCACHED)
-def set_up_stage(opaque: Opaque) -> str:
+def set_up_stage(opaque: Opaque[RunPlan]) -> str:
     """Make the stage, put the image where every worker can read it, prepare the function."""
-    plan = opaque.plan
+    plan = opaque.held
     open_stage(plan)
     plan = make_readable(plan, by_other_processes=True)
     plan = pipeline.with_segmenter(plan, pipeline.prepare_segmenter(plan.segmenter, plan.source))
@@ -81,11 +120,8 @@ def estimate_empty_tiles(stage: str, threshold: float, batch: Batch) -> list[tup
 @task(name="segment tiles", task_run_name="segment tiles {batch.span}", **UNCACHED)
 def segment_tiles(stage: str, batch: Batch) -> list[TileOutcome]:
     """Read, segment and stage a batch of tiles."""
-    try:
+    with portably():
         return pipeline.segment_tiles(pipeline.load_plan(stage), batch.indices)
-    except PatchworksError as error:
-        failure = portable(error)
-    raise failure
 
 
 @task(name="stitch", **UNCACHED)

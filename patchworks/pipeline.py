@@ -25,6 +25,7 @@ from patchworks.io.source import ImageSource
 from patchworks.io.stage import Stage, write_whole
 from patchworks.run import RunSpec
 from patchworks.segmenters import Segmenter, name_of, otsu_threshold
+from patchworks.steps import levels
 from patchworks.steps.merge import Relabeling, build_relabeling, gather_region
 from patchworks.steps.occupancy import is_occupied
 from patchworks.steps.pyramid import pool_labels
@@ -243,29 +244,14 @@ def finish_regions(plan: RunPlan, regions: Sequence[int]) -> int:
         region = grid[index].core
         labels = gather_region(plan.stage, plan.spec.grid, relabeling, region)
         if labels is not None:
-            write_region(image, region, labels)
+            levels.write_region(image, region, labels, pool_labels)
         plan.stage.mark_region(index)
     return len(regions)
 
 
-def write_region(image: LabelImage, region: Box, labels: np.ndarray) -> None:
-    """Write the labels of a region to level 0 and to the levels whose cells lie inside it."""
-    image.write(0, region, labels)
-    for level in range(1, image.pyramid.n_fused):
-        labels = pool_labels(labels, image.pyramid.factor)
-        image.write(level, image.pyramid.cells_of(level, region), labels)
-
-
 def build_level(image: LabelImage, level: int, regions: Sequence[int]) -> int:
     """Write regions of a level that is made from the level above."""
-    pyramid = image.pyramid
-    grid = pyramid.regions(level)
-    for index in regions:
-        region = grid[index].core
-        labels = image.read(level - 1, pyramid.voxels_of(level, region))
-        if labels.any():
-            image.write(level, region, pool_labels(labels, pyramid.factor))
-    return len(regions)
+    return levels.build_level(image, level, regions, pool_labels)
 
 
 def publish(plan: RunPlan, relabeling: Relabeling, version: str) -> None:

@@ -17,9 +17,11 @@ from patchworks.io.label_image import LabelImage
 from patchworks.io.record import smallest_unsigned
 from patchworks.io.source import open_component
 from patchworks.lazy import lazy_array
-from patchworks.pipeline import build_level, write_region
+from patchworks.pipeline import build_level
 from patchworks.plan import PathLike, RunOptions, choose_target
 from patchworks.run import whole_number
+from patchworks.steps.levels import write_region
+from patchworks.steps.pyramid import pool_labels
 from patchworks.temporary import temporary_store
 
 
@@ -122,7 +124,8 @@ def relabel_sequential_zarr(
     def relabel(tiles: Sequence[int]) -> None:
         for index in tiles:
             region = regions[index].core
-            write_region(image, region, _relabeled(source.read(region), ids).astype(dtype))
+            labels = _relabeled(source.read(region), ids).astype(dtype)
+            write_region(image, region, labels, pool_labels)
 
     for _ in executor.map(relabel, batched(range(regions.n_tiles), executor.max_batches)):
         pass

@@ -20,8 +20,11 @@ def with_progress(
     shown: bool,
     count: Callable[[Item], int],
 ) -> Iterator[Item]:
-    """Yield `results`, moving a bar by ``count(result)`` for each."""
-    with tqdm(total=total, desc=what, unit=unit, disable=not shown, leave=True) as bar:
+    """Yield `results`, moving a bar by ``count(result)`` for each; bytes are shown as MB/s."""
+    scaled = unit == "B"
+    with tqdm(
+        total=total, desc=what, unit=unit, unit_scale=scaled, disable=not shown, leave=True
+    ) as bar:
         for result in results:
             bar.update(count(result))
             yield result

@@ -1,4 +1,4 @@
-"""Shapes, chunks and write regions of a label pyramid.
+"""Shapes, chunks and write regions of a pyramid.
 
 Only the last two axes (y, x) are halved; the others stay. A region is the unit of the last pass:
 it holds whole chunks of level 0, whole tiles wherever the tile shape allows it, and, for the
@@ -16,9 +16,6 @@ from patchworks.geometry.grid import TileGrid, ceil_div
 MIN_FUSED_CHUNK = 64
 """Smallest chunk extent, in voxels, for which a level is still written with level 0."""
 
-SCREEN = 1024
-"""Voxels in y and x that a viewer shows at a time."""
-
 
 def target_chunk(ndim: int) -> tuple[int, ...]:
     """Return the chunk extents to aim for: about 1 MB of 2-D and 16 MB of 3-D uint32 labels."""
@@ -29,7 +26,7 @@ def target_chunk(ndim: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class PyramidPlan:
-    """Every level of a label image and the regions that write it.
+    """Every level of an image or label image and the regions that write it.
 
     Parameters
     ----------
@@ -41,6 +38,11 @@ class PyramidPlan:
         Extent of a region of the first pass, in voxels of level 0.
     n_fused : int
         Levels that the first pass writes; the others are made from the level above.
+    shards : tuple of tuple of int, optional
+        Shape per level of the stored objects that hold several chunks each.
+    scales : tuple of tuple of float, optional
+        Voxels of level 0 that one voxel of a level spans, where a file's own levels are kept and
+        need not be powers of `factor`.
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -48,6 +50,8 @@ class PyramidPlan:
     factor: tuple[int, ...]
     region_shape: tuple[int, ...]
     n_fused: int
+    shards: tuple[tuple[int, ...], ...] | None = None
+    scales: tuple[tuple[float, ...], ...] | None = None
 
     @property
     def n_levels(self) -> int:
@@ -59,15 +63,16 @@ class PyramidPlan:
         ndim = len(self.factor)
         if level < self.n_fused:
             return TileGrid.regular(self.shapes[0], self.region_shape, (0,) * ndim)
+        stored = self.chunks[level] if self.shards is None else self.shards[level]
         extents = [
             c * max(1, r // (c * f))
-            for c, r, f in zip(self.chunks[level], self.region_shape, self.factor, strict=True)
+            for c, r, f in zip(stored, self.region_shape, self.factor, strict=True)
         ]
         return TileGrid.regular(self.shapes[level], tuple(extents), (0,) * ndim)
 
     def cells_of(self, level: int, region: Box) -> Box:
         """Return the box of `level` that a region of level 0 makes."""
-        factors = self.scale(level)
+        factors = [f**level for f in self.factor]
         return Box(
             tuple([a // f for a, f in zip(region.start, factors, strict=True)]),
             tuple([ceil_div(b, f) for b, f in zip(region.stop, factors, strict=True)]),
@@ -81,8 +86,10 @@ class PyramidPlan:
             tuple([min(b * f, n) for b, f, n in zip(region.stop, self.factor, above, strict=True)]),
         )
 
-    def scale(self, level: int) -> tuple[int, ...]:
+    def scale(self, level: int) -> tuple[float, ...]:
         """Return how many voxels of level 0 one voxel of `level` spans, per axis."""
+        if self.scales is not None:
+            return self.scales[level]
         return tuple([f**level for f in self.factor])
 
 
@@ -111,23 +118,6 @@ def level_shapes(
     while len(shapes) < n_levels and max(shapes[-1][-2:]) > stop_at:
         shapes.append(tuple([ceil_div(n, f) for n, f in zip(shapes[-1], factor, strict=True)]))
     return tuple(shapes)
-
-
-def plan_image_pyramid(
-    shape: tuple[int, ...],
-    *,
-    chunks: tuple[int, ...] | None,
-    n_levels: int | None,
-    downscale: int,
-) -> PyramidPlan:
-    """Return levels for an image: by default as many as bring y and x under a screen."""
-    factor = (1,) * (len(shape) - 2) + (downscale, downscale)
-    stop_at, most = (SCREEN, 32) if n_levels is None else (1, n_levels)
-    shapes = level_shapes(shape, factor, most, stop_at)
-    target = chunks or (1,) * (len(shape) - 2) + (512, 512)
-    fitted = [tuple([min(c, n) for c, n in zip(target, s, strict=True)]) for s in shapes]
-    region = (*fitted[0][:-2], *[c * max(1, 2048 // c) for c in fitted[0][-2:]])
-    return PyramidPlan(shapes, tuple(fitted), factor, region, n_fused=1)
 
 
 def plan_pyramid(grid: TileGrid, n_levels: int, downscale: int) -> PyramidPlan:
@@ -159,7 +149,7 @@ def plan_pyramid(grid: TileGrid, n_levels: int, downscale: int) -> PyramidPlan:
     chunk, region = tuple([c for c, _ in axes]), tuple([r for _, r in axes])
     chunks = [chunk]
     while len(chunks) < len(shapes):
-        fused = _fused_chunk(chunks, region, factor, shapes)
+        fused = fused_chunk(chunks, region, factor, shapes)
         if fused is None:
             break
         chunks.append(fused)
@@ -187,13 +177,25 @@ def _chunk_and_region(edges: tuple[int, ...], target: int) -> tuple[int, int]:
     return target, target * max(1, tile // target)
 
 
-def _fused_chunk(
+def fused_chunk(
     chunks: list[tuple[int, ...]],
     region: tuple[int, ...],
     factor: tuple[int, ...],
     shapes: tuple[tuple[int, ...], ...],
 ) -> tuple[int, ...] | None:
-    """Return the chunk of the next level if regions hold whole chunks of it, else None."""
+    """Return the chunk of the next level if regions hold whole chunks of it, else None.
+
+    Parameters
+    ----------
+    chunks : list of tuple of int
+        Chunks of the levels down to the last one that is fused.
+    region : tuple of int
+        Extent of a region, in voxels of level 0.
+    factor : tuple of int
+        Per axis, from one level to the next.
+    shapes : tuple of tuple of int
+        Shapes of all levels.
+    """
     level = len(chunks)
     chosen = []
     for axis, f in enumerate(factor):

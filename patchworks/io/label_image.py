@@ -1,30 +1,22 @@
-"""The label image on disk: built beside its place, put there when it is whole, then registered.
-
-On a local file system the levels are written to a hidden sibling and renamed, so that under its
-name a label image is either whole or not there, and one that is replaced stays until the new one
-is finished. Object stores know no renaming: there the metadata that makes a group a label image
-is written last.
-"""
+"""The label image on disk: where it goes, how it is written, put in place and registered."""
 
 from __future__ import annotations
 
 import functools
-import shutil
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import zarr
-from numcodecs import Zstd
-from zarr.codecs import ZstdCodec
 
-from patchworks.errors import InputError, TargetExistsError, TargetNotWritableError
+from patchworks.errors import InputError, TargetExistsError
 from patchworks.geometry.box import Box
 from patchworks.geometry.pyramid import PyramidPlan
-from patchworks.io.location import Location, ZarrArray, open_array, open_group
+from patchworks.io.level_store import PARTIAL_KEY, ZARR_FORMAT, LevelStore
+from patchworks.io.location import Location, open_group
 from patchworks.io.ngff import (
     PROVENANCE_KEY,
     Calibration,
@@ -33,10 +25,7 @@ from patchworks.io.ngff import (
     with_label_listed,
 )
 from patchworks.io.source import NOT_ZARR
-
-ZARR_FORMAT: dict[Version, Literal[2, 3]] = {"0.4": 2, "0.5": 3}
-
-PARTIAL_KEY = "patchworks-partial"
+from patchworks.io.writing import check_writable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,105 +138,48 @@ class LabelTarget:
 
     def check_writable(self) -> None:
         """Raise TargetNotWritableError if nothing can be created at the target."""
-        if not self.location.is_local:
-            return
-        folder = self.location.path.parent
-        made = []
-        try:
-            while not folder.exists():
-                made.append(folder)
-                folder = folder.parent
-            folder = self.location.path.parent
-            folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / f".{self.location.path.name}.probe"
-            probe.mkdir()
-            probe.rmdir()
-        except OSError as error:
-            raise TargetNotWritableError(
-                f"{self.location}: cannot be written ({error.strerror or error}); give another "
-                f"place with write_to="
-            ) from error
-        finally:
-            for empty in made:
-                with suppress(OSError):
-                    empty.rmdir()
+        check_writable(self.location, "give another place with write_to=")
 
 
 @dataclass(frozen=True)
 class LabelImage:
-    """A label image being written: level arrays, regions in, and the metadata at the end."""
+    """A label image being written: regions in, and the metadata at the end."""
 
     target: LabelTarget
     pyramid: PyramidPlan
     dtype: np.dtype
     fingerprint: str
 
-    @property
-    def building(self) -> Location:
-        """Where the levels are written before the label image is whole."""
-        target = self.target.location
-        if not target.is_local:
-            return target
-        name = f".{target.path.name}.{self.fingerprint[:8]}.partial"
-        return Location(str(target.path.parent / name))
+    @functools.cached_property
+    def store(self) -> LevelStore:
+        """Its levels."""
+        return LevelStore(
+            place=self.target.location,
+            version=self.target.version,
+            axis_names=tuple([axis.name for axis in self.target.calibration.axes]),
+            pyramid=self.pyramid,
+            dtype=self.dtype,
+            fingerprint=self.fingerprint,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "store"}
 
     def create(self) -> None:
         """Make the empty levels, in place of any that an interrupted run left."""
-        self._clear()
-        store = self.building.store(read_only=False)
-        group = zarr.open_group(store, mode="w", zarr_format=ZARR_FORMAT[self.target.version])
-        for level, (shape, chunks) in enumerate(
-            zip(self.pyramid.shapes, self.pyramid.chunks, strict=True)
-        ):
-            group.create_array(
-                str(level),
-                shape=shape,
-                chunks=chunks,
-                dtype=self.dtype,
-                fill_value=0,
-                **self._encoding(),
-            )
-        group.attrs[PARTIAL_KEY] = self.fingerprint  # last: now it is begun
-
-    def _encoding(self) -> dict[str, Any]:
-        if self.target.version == "0.4":
-            separator = {"name": "v2", "separator": "/"}
-            return {"compressors": Zstd(level=1), "chunk_key_encoding": separator}
-        names = [axis.name for axis in self.target.calibration.axes]
-        return {"compressors": ZstdCodec(level=1), "dimension_names": names}
+        self.store.create()
 
     def is_begun(self) -> bool:
         """Return whether the levels are there, left by an interrupted run of this kind."""
-        with suppress(*NOT_ZARR):
-            return open_group(self.building).attrs.get(PARTIAL_KEY) == self.fingerprint
-        return False
-
-    def _clear(self) -> None:
-        if self.building.is_local:
-            shutil.rmtree(self.building.path, ignore_errors=True)
-            self.building.path.parent.mkdir(parents=True, exist_ok=True)
-        elif self.building.exists():
-            filesystem, path = self.building.filesystem()
-            filesystem.rm(path, recursive=True)
-
-    @functools.cached_property
-    def levels(self) -> list[ZarrArray]:
-        """The level arrays, opened for writing once per process."""
-        return [
-            open_array(self.building, str(level), mode="r+")
-            for level in range(self.pyramid.n_levels)
-        ]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "levels"}
+        return self.store.is_begun()
 
     def write(self, level: int, box: Box, labels: np.ndarray) -> None:
         """Write labels, which hold whole chunks, to a level; empty chunks make no file."""
-        self.levels[level][box.slices] = labels
+        self.store.write(level, box, labels)
 
     def read(self, level: int, box: Box) -> np.ndarray:
         """Return the labels of a box of a level that is written."""
-        return np.asarray(self.levels[level][box.slices])
+        return self.store.read(level, box)
 
     def publish(self, provenance: Mapping[str, Any]) -> None:
         """Write the metadata, put the label image in its place and register it."""
@@ -260,17 +192,5 @@ class LabelImage:
             pyramid=self.pyramid,
             source=source,
         )
-        group = open_group(self.building, mode="r+")
-        group.attrs.put({**attributes, PROVENANCE_KEY: dict(provenance)})
-        if self.building != target.location:
-            self._move_into_place()
+        self.store.publish({**attributes, PROVENANCE_KEY: dict(provenance)})
         target.register()
-
-    def _move_into_place(self) -> None:
-        place = self.target.location.path
-        old = place.with_name(f".{place.name}.{self.fingerprint[:8]}.old")
-        if place.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            place.rename(old)
-        self.building.path.rename(place)
-        shutil.rmtree(old, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +105,14 @@ class Location:
                 raise InputError(f"{self.url}: no path ({error.strerror or error})") from error
         filesystem, path = self.filesystem()
         return bool(filesystem.exists(path))
+
+    def remove(self) -> None:
+        """Delete what lies here, if anything does."""
+        if self.is_local:
+            shutil.rmtree(self.path, ignore_errors=True)
+        elif self.exists():
+            filesystem, path = self.filesystem()
+            filesystem.rm(path, recursive=True)
 
 
 def open_group(location: Location, *, mode: str = "r") -> zarr.Group:

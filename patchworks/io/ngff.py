@@ -6,7 +6,7 @@ read as far as their axes can be told.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -37,6 +37,25 @@ class Axis:
         """The axis as the specification writes it."""
         pairs = (("name", self.name), ("type", self.type), ("unit", self.unit))
         return {key: value for key, value in pairs if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """What is known of a channel; None for what is not.
+
+    Parameters
+    ----------
+    name : str or None
+        As the file has it.
+    color : str or None
+        Six hexadecimal digits, ``"RRGGBB"``.
+    window : tuple of float or None
+        Intensities that are shown as black and as full colour.
+    """
+
+    name: str | None = None
+    color: str | None = None
+    window: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,25 +206,147 @@ def label_attributes(
     return {"ome": {"version": version, "multiscales": [multiscale], "image-label": label}}
 
 
-def image_attributes(name: str, calibration: Calibration, pyramid: PyramidPlan) -> dict[str, Any]:
-    """Return the attributes of an image's group, OME-NGFF 0.5, levels made by means."""
+def image_attributes(
+    version: Version,
+    *,
+    name: str,
+    calibration: Calibration,
+    pyramid: PyramidPlan,
+    pooled: bool = True,
+    omero: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the attributes of an image's group.
+
+    Parameters
+    ----------
+    version, name, calibration, pyramid
+        As in `label_attributes`.
+    pooled : bool
+        Whether a voxel of a level is the mean of a cell; else it is the first voxel of the cell.
+    omero : mapping, optional
+        How the channels are shown, see `omero_of`.
+    """
     multiscale = {
         "name": name,
         "axes": [axis.as_dict for axis in calibration.axes],
-        "datasets": _datasets(calibration, pyramid),
-        "type": "mean",
+        "datasets": _datasets(calibration, pyramid, pooled=pooled),
+        "type": "mean" if pooled else "nearest",
     }
-    return {"ome": {"version": "0.5", "multiscales": [multiscale]}}
+    shown = {} if omero is None else {"omero": dict(omero)}
+    if version == "0.4":
+        return {"multiscales": [{"version": version, **multiscale}], **shown}
+    return {"ome": {"version": version, "multiscales": [multiscale], **shown}}
 
 
-def _datasets(calibration: Calibration, pyramid: PyramidPlan) -> list[dict[str, Any]]:
+def with_levels(
+    attributes: Mapping[str, Any],
+    version: Version,
+    *,
+    name: str,
+    calibration: Calibration,
+    pyramid: PyramidPlan,
+    base: str,
+    method: str,
+) -> dict[str, Any]:
+    """Return the attributes of a group with all levels of a pyramid in its multiscales.
+
+    Parameters
+    ----------
+    attributes : mapping
+        The group's attributes; what they say beside the levels stays.
+    version, name, calibration, pyramid
+        As in `label_attributes`; `name` for a group that has none.
+    base : str
+        Path of level 0; the others are called by their number.
+    method : str
+        How a level is made from the one above.
+    """
+    datasets = _datasets(calibration, pyramid)
+    datasets[0]["path"] = base
+    kept = dict(attributes)
+    ome = dict(kept.get("ome", {})) if version == "0.5" else kept
+    first = dict(ome["multiscales"][0]) if ome.get("multiscales") else {"name": name}
+    first.update(axes=[axis.as_dict for axis in calibration.axes], datasets=datasets, type=method)
+    first.pop("coordinateTransformations", None)  # those of the whole are in the levels' now
+    if version == "0.4":
+        first["version"] = version
+    else:
+        ome["version"] = version
+    ome["multiscales"] = [first, *ome.get("multiscales", [])[1:]]
+    return {**kept, "ome": ome} if version == "0.5" else ome
+
+
+PALETTE = ("00FFFF", "FF00FF", "FFFF00", "FF0000", "00FF00", "0000FF")
+"""Colours for channels of which a file says something, but no colour."""
+
+
+def omero_of(
+    channels: Sequence[Channel],
+    limits: tuple[float, float],
+    measured: Sequence[tuple[float, float]],
+) -> dict[str, Any]:
+    """Return the `omero` part of the metadata: how channels are called and shown.
+
+    Parameters
+    ----------
+    channels : sequence of Channel
+        What is known of them.
+    limits : tuple of float
+        Smallest and largest intensity that there may be.
+    measured : sequence of tuple of float
+        Smallest and largest intensity that there is, per channel; the window of a channel for
+        which the file has none.
+    """
+    described = []
+    for index, (channel, found) in enumerate(zip(channels, measured, strict=True)):
+        start, end = channel.window or found
+        one = {
+            "active": True,
+            "color": channel.color or ("FFFFFF" if len(channels) == 1 else PALETTE[index % 6]),
+            "window": {
+                "min": min(limits[0], start),
+                "max": max(limits[1], end),
+                "start": start,
+                "end": end,
+            },
+        }
+        described.append(one if channel.name is None else {"label": channel.name, **one})
+    return {"channels": described, "rdefs": {"model": "color"}}
+
+
+def read_channels(attributes: Mapping[str, Any]) -> tuple[Channel, ...]:
+    """Return what the `omero` part of an image's attributes says of its channels."""
+    ome = attributes.get("ome", attributes)
+    omero = ome.get("omero") if isinstance(ome, Mapping) else None
+    listed = omero.get("channels") if isinstance(omero, Mapping) else None
+    channels = []
+    for one in listed if isinstance(listed, list) else ():
+        if not isinstance(one, Mapping):
+            return ()
+        color, window, label = one.get("color"), one.get("window"), one.get("label")
+        window = window if isinstance(window, Mapping) else {}
+        ends = (window.get("start"), window.get("end"))
+        known = all(isinstance(end, (int, float)) for end in ends)
+        channels.append(
+            Channel(
+                name=None if label is None else str(label),
+                color=None if color is None else str(color).lstrip("#").upper()[:6],
+                window=ends if known else None,  # type: ignore[arg-type]
+            )
+        )
+    return tuple(channels)
+
+
+def _datasets(
+    calibration: Calibration, pyramid: PyramidPlan, *, pooled: bool = True
+) -> list[dict[str, Any]]:
     """Return path, scale and translation of every level."""
     datasets = []
     for level in range(pyramid.n_levels):
         factors = pyramid.scale(level)
         scale = [s * f for s, f in zip(calibration.scale, factors, strict=True)]
         translation = [
-            t + s * (f - 1) / 2
+            t + s * (f - 1) / 2 * pooled
             for t, s, f in zip(calibration.translation, calibration.scale, factors, strict=True)
         ]
         steps: list[dict[str, Any]] = [{"type": "scale", "scale": scale}]

@@ -166,7 +166,7 @@ def source_of_array(array: np.ndarray, channel: int | None) -> ImageSource:
 def source_of_zarr_array(array: ZarrArray, channel: int | None) -> ImageSource:
     """Return the source for a zarr array; its dimension names, if any, tell the channel axis."""
     name = f"zarr array {array.path or array.store}"
-    return _select(array, HeldArray(array), _axes_of(array), None, channel, name)
+    return _select(array, HeldArray(array), axes_of_array(array), None, channel, name)
 
 
 def open_source(image: str | os.PathLike[str], *, channel: int | None, level: int) -> ImageSource:
@@ -180,7 +180,7 @@ def open_source(image: str | os.PathLike[str], *, channel: int | None, level: in
         If `channel` or `level` is out of range, or the group does not say which array to take.
     """
     found = find_array(Location.parse(image), level)
-    axes = found.axes or _axes_of(found.stored.array)
+    axes = found.axes or axes_of_array(found.stored.array)
     placed = None if found.level is None else (found.level.scale, found.level.translation)
     name = str(found.stored.location)
     source = _select(found.stored.array, found.stored, axes, placed, channel, name)
@@ -201,13 +201,13 @@ class FoundArray:
 
 def find_array(location: Location, level: int) -> FoundArray:
     """Return the array that `location` names: a level of an OME-Zarr image, or a plain one."""
-    node = _open_node(location)
+    node = open_node(location)
     version: Version = "0.4" if node.metadata.zarr_format == 2 else "0.5"
     if isinstance(node, zarr.Array):
         _check_level(level, 1, location)
         return FoundArray(StoredArray(location), version)
     multiscale = read_multiscale(dict(node.attrs), str(location))
-    component = _component(node, multiscale, level, location)
+    component = _level_path(node, multiscale, level, location)
     stored = StoredArray(location, component)
     try:
         rank = stored.array.ndim
@@ -235,7 +235,7 @@ def open_component(store: str | os.PathLike[str], component: str) -> ImageSource
         If there is no such store or array.
     """
     location = Location.parse(store)
-    node = _open_node(location)
+    node = open_node(location)
     stored = StoredArray(location, "" if isinstance(node, zarr.Array) else component)
     try:
         array = stored.array
@@ -244,12 +244,13 @@ def open_component(store: str | os.PathLike[str], component: str) -> ImageSource
         raise SourceNotFoundError(
             f"{location}: there is no array {component!r} in it; it holds {names[:8]}"
         ) from error
-    axes = tuple([Axis(axis.name, "space") for axis in _axes_of(array)])
+    axes = tuple([Axis(axis.name, "space") for axis in axes_of_array(array)])
     source = _select(array, stored, axes, None, None, f"{location}/{component}")
     return replace(source, version="0.4" if array.metadata.zarr_format == 2 else "0.5")
 
 
-def _open_node(location: Location) -> ZarrArray | zarr.Group:
+def open_node(location: Location) -> ZarrArray | zarr.Group:
+    """Return the zarr array or group at a location, or raise SourceNotFoundError."""
     if not location.exists():
         raise SourceNotFoundError(f"{location}: there is nothing at this path")
     try:
@@ -262,15 +263,20 @@ def _open_node(location: Location) -> ZarrArray | zarr.Group:
         ) from error
 
 
-def _component(
+def _level_path(
     group: zarr.Group, multiscale: Multiscale | None, level: int, location: Location
 ) -> str:
     """Return the path of the array to read below a group."""
     if multiscale is not None:
         _check_level(level, len(multiscale.levels), location)
         return multiscale.levels[level].path
-    names = sorted(group.array_keys())
     _check_level(level, 1, location)
+    return component_of(group, location)
+
+
+def component_of(group: zarr.Group, location: Location) -> str:
+    """Return the one array that a group without metadata can mean, or raise InputError."""
+    names = sorted(group.array_keys())
     if len(names) == 1 or "0" in names:
         return "0" if "0" in names else names[0]
     raise InputError(
@@ -303,7 +309,8 @@ def check_channel(channel: int | None, n_channels: int | None, where: str) -> in
     return int(channel)
 
 
-def _axes_of(array: ZarrArray) -> tuple[Axis, ...]:
+def axes_of_array(array: ZarrArray) -> tuple[Axis, ...]:
+    """Return the axes of an array without metadata: by its dimension names, if it has any."""
     names = getattr(array.metadata, "dimension_names", None) or ()
     if len(names) != array.ndim or any(not n for n in names) or len(set(names)) != array.ndim:
         names = default_axis_names(array.ndim)

@@ -1,272 +1,246 @@
-"""Microscope files → calibrated OME-Zarr images with a pyramid.
-
-Reads TIFF (plain, ImageJ, OME) and NumPy arrays. Nothing is made up: a pixel size the file does not
-have is left out, with a warning.
-"""
+"""Microscope files and arrays → calibrated OME-Zarr images and label images with a pyramid."""
 
 from __future__ import annotations
 
-import logging
 import os
-import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import tifffile
-import zarr
-
-from patchworks.errors import InputError, SourceNotFoundError, TargetExistsError
-from patchworks.execution.progress import with_progress
-from patchworks.fingerprint import digest
-from patchworks.geometry.pyramid import PyramidPlan, plan_image_pyramid
-from patchworks.io.location import Location, open_array, open_group
-from patchworks.io.ngff import (
-    Axis,
-    Calibration,
-    default_axis_names,
-    image_attributes,
-    read_multiscale,
-)
-from patchworks.io.source import NOT_ZARR
-from patchworks.steps.pyramid import pool_image
-
-logger = logging.getLogger(__name__)
-
-ORDER = "tczyx"
-SOURCE_KEY = "patchworks-source"
-OME_UNITS = {"µm": "micrometer", "nm": "nanometer", "mm": "millimeter", "Å": "angstrom"}
-IMAGEJ_UNITS = {"micron": "micrometer", "um": "micrometer", "µm": "micrometer", "nm": "nanometer"}
-
-
-@dataclass(frozen=True)
-class Voxels:
-    """An image as a file holds it: lazily sliced, with what is known of its axes."""
-
-    array: Any
-    axes: str
-    spacing: Mapping[str, tuple[float, str]]
-    """Voxel size and unit per axis, for the axes where the file says it."""
-    identity: str
+from patchworks.conversion.collection import plan_images
+from patchworks.conversion.plan import ConversionOptions, PathLike
+from patchworks.conversion.pyramid import extend_pyramid
+from patchworks.conversion.run import run_images
+from patchworks.conversion.write_labels import write_label_image
+from patchworks.io.location import Location
+from patchworks.run import whole_number
 
 
 def to_ome_zarr(
-    source: str | os.PathLike[str] | np.ndarray,
-    target: str | os.PathLike[str],
+    source: Any,
+    target: PathLike,
     *,
     axes: str | None = None,
     pixel_size: Mapping[str, float] | None = None,
     n_levels: int | None = None,
     downscale: int = 2,
     chunks: Sequence[int] | None = None,
-    scene: int = 0,
+    shard: bool | None = None,
+    channel_names: Sequence[str] | None = None,
+    scene: int | str = 0,
+    ngff_version: str = "0.5",
+    reuse_pyramid: bool = False,
     overwrite: bool = False,
     progress: bool = True,
-) -> Path:
-    """Convert an image to OME-Zarr (OME-NGFF 0.5).
+    codec: str = "blosc",
+    reader: str | None = None,
+    max_workers: int | None = None,
+) -> Path | str:
+    """Convert an image to OME-Zarr, in memory that does not depend on the image's size.
+
+    The image appears under its name only when it is whole. Interrupted, the same call goes on
+    where it stopped; one that was made from this very source with these options is left as it is.
+    Works in threads, or on the workers of an active Dask client.
 
     Parameters
     ----------
-    source : path or numpy.ndarray
-        A TIFF file, or an array.
-    target : path
-        The store to make. It appears under its name only when it is whole. One that was made from
-        this very file is left as it is.
+    source : path, URL, glob pattern, numpy.ndarray, dask.array.Array or zarr.Array
+        A file: TIFF (plain, ImageJ, OME, slides), Imaris, CZI, LIF, ND2, or whatever an installed
+        bioio plugin reads; a folder or pattern of TIFF files (``"scan_*.tif"``); a zarr or OME-Zarr
+        store, local or a URL; an array.
+    target : path or URL
+        The store to make.
     axes : str, optional
-        Axes of the source, such as ``"czyx"``; by default as the file says.
+        Axes of the source in its own order, such as ``"czyx"``, where it does not say them. They
+        are written in the order t, c, z, y, x.
     pixel_size : mapping of str to float, optional
-        Micrometers per axis, such as ``{"y": 0.2, "x": 0.2}``; by default as the file says.
+        Micrometers per axis (seconds for t), such as ``{"z": 1.0, "y": 0.2, "x": 0.2}``, in place
+        of what the source says. What neither says stays unknown: nothing is made up.
     n_levels : int, optional
-        Levels; by default as many as bring y and x under 1024.
+        Levels of the pyramid; by default as many as bring y and x under 1024 voxels.
     downscale : int
-        Factor in y and x from one level to the next; each level is the mean of the one above.
+        Factor in y and x from one level to the next; each voxel is the mean of its cell.
     chunks : sequence of int, optional
-        Chunk shape.
-    scene : int
-        Which image of the file.
+        Chunk shape; by default 16x256x256 for stacks and 512x512 for planes, fitted to the blocks
+        of the file, so that none of them is decoded twice.
+    shard : bool, optional
+        Whether several chunks share a file (shards of up to 128 MiB); by default if there would be
+        more than 100 000 files otherwise.
+    channel_names : sequence of str, optional
+        Names, one per channel, in place of those of the source.
+    scene : int or str
+        Which image of the source, by index or name; ``"all"`` makes a collection
+        (`bioformats2raw.layout`) of them all, at ``target/0``, ``target/1``, ...
+    ngff_version : {"0.5", "0.4"}
+        Version of the specification; 0.5 is zarr 3, 0.4 is zarr 2.
+    reuse_pyramid : bool
+        Take over the levels that the source holds, where it has more than one.
     overwrite : bool
-        Replace an OME-Zarr image that is there.
+        Replace an OME-Zarr image that is there, its labels included.
+    progress : bool
+        Show a bar with MB/s.
+    codec : {"blosc", "zstd"}
+        Compression of chunks.
+    reader : str, optional
+        Reader to use, such as ``"bioio"``, in place of the one that is chosen by the file.
+    max_workers : int, optional
+        Threads; by default one per core, fewer if memory is short.
+
+    Returns
+    -------
+    pathlib.Path or str
+        The target; a string if it is a URL.
+
+    Raises
+    ------
+    SourceNotFoundError, MissingExtraError, InputError
+        If the source cannot be read, or an argument does not fit it; nothing is written.
+    TargetExistsError, TargetNotWritableError
+        If something else is at the target, or it cannot be written.
+    ImageReadError
+        If a part of the source cannot be decoded.
+
+    Examples
+    --------
+    >>> to_ome_zarr("scan.czi", "scan.ome.zarr", scene="ScanRegion1")  # doctest: +SKIP
+    """
+    if max_workers is not None:
+        max_workers = whole_number("max_workers", max_workers, 1, 2**16)
+    options = ConversionOptions(
+        axes=axes,
+        pixel_size=pixel_size,
+        n_levels=n_levels,
+        downscale=downscale,
+        chunks=chunks,
+        shard=shard,
+        channel_names=channel_names,
+        scene=scene,
+        ngff_version=ngff_version,
+        reuse_pyramid=reuse_pyramid,
+        codec=codec,
+        reader=reader,
+        overwrite=overwrite,
+    )
+    run_images(plan_images(source, target, options), max_workers=max_workers, progress=progress)
+    return _place(target)
+
+
+def add_pyramid(
+    store: PathLike,
+    *,
+    base: str = "0",
+    axes: str | None = None,
+    n_levels: int | None = None,
+    downscale: int = 2,
+    pixel_size: Mapping[str, float] | None = None,
+    max_workers: int | None = None,
+    progress: bool = True,
+) -> Path | str:
+    """Add a pyramid, and the metadata that make it an OME-Zarr image, to an array in a store.
+
+    Nothing that is there is changed but the group's own metadata, written last: until then the new
+    levels are arrays that nothing refers to.
+
+    Parameters
+    ----------
+    store : path or URL
+        A zarr group that holds the array, with or without OME-NGFF metadata.
+    base : str
+        Path of the array in the group; it becomes level 0.
+    axes : str, optional
+        Its axes, in its own order, which must be that of t, c, z, y, x; by default as the metadata
+        or the array's dimension names say.
+    n_levels : int, optional
+        Levels, the base included; by default as many as bring y and x under 1024 voxels.
+    downscale : int
+        Factor in y and x; images by the mean, labels (`image-label` metadata) by the most frequent.
+    pixel_size : mapping of str to float, optional
+        Micrometers per axis, in place of what the metadata say.
+    max_workers : int, optional
+        Threads; one per core by default.
     progress : bool
         Show a bar.
 
     Returns
     -------
-    pathlib.Path
-        The target.
+    pathlib.Path or str
+        The store.
 
     Raises
     ------
     SourceNotFoundError, InputError
-        If the source cannot be read, or an argument does not fit it.
+        If there is no such array, or an argument does not fit it.
     TargetExistsError
-        If something else is at the target.
+        If the image has a pyramid already, or something else has a level's name.
     """
-    place = Location.parse(target)
-    voxels = _open(source, axes, scene)
-    if _is_made_from(place, voxels.identity):
-        logger.info("%s was made from this file already", place)
-        return place.path
-    if place.exists() and not (overwrite and _is_image(place)):
-        raise TargetExistsError(
-            f"{place}: something is there already; give another target, or overwrite=True to "
-            f"replace an OME-Zarr image"
-        )
-    calibration = _calibration(voxels, pixel_size or {})
-    pyramid = plan_image_pyramid(
-        voxels.array.shape,
-        chunks=None if chunks is None else tuple(chunks),
+    extend_pyramid(
+        Location.parse(store, "store"),
+        base=base,
+        axes=axes,
         n_levels=n_levels,
         downscale=downscale,
+        pixel_size=pixel_size,
+        max_workers=max_workers,
+        progress=progress,
     )
-    building = Location(str(place.path.with_name(f".{place.path.name}.partial")))
-    shutil.rmtree(building.path, ignore_errors=True)
-    try:
-        attributes = image_attributes(place.name, calibration, pyramid)
-        _write(voxels, building, pyramid, progress=progress)
-        group = open_group(building, mode="r+")
-        group.attrs.put({**attributes, SOURCE_KEY: voxels.identity})
-        shutil.rmtree(place.path, ignore_errors=True)
-        building.path.rename(place.path)
-    finally:
-        shutil.rmtree(building.path, ignore_errors=True)
-    return place.path
+    return _place(store)
 
 
-def _is_made_from(place: Location, identity: str) -> bool:
-    with suppress(*NOT_ZARR):
-        return open_group(place).attrs.get(SOURCE_KEY) == identity
-    return False
+def write_labels(
+    store: PathLike,
+    labels: Any,
+    *,
+    name: str = "labels",
+    n_levels: int | None = None,
+    overwrite: bool = False,
+    max_workers: int | None = None,
+    progress: bool = True,
+) -> Path | str:
+    """Write labels that exist already into the store of their image, as a label image.
+
+    Parameters
+    ----------
+    store : path or URL
+        The OME-Zarr image.
+    labels : path, URL, numpy.ndarray, dask.array.Array or zarr.Array
+        Integers of the image's spatial shape, 0 for background; a file is read as `to_ome_zarr`
+        reads it.
+    name : str
+        The label image becomes ``labels/<name>`` and is listed there.
+    n_levels : int, optional
+        Levels of its pyramid, each voxel the most frequent label of its cell; by default as many
+        as the image has, 5 if it has no pyramid.
+    overwrite : bool
+        Replace a label image of this name.
+    max_workers : int, optional
+        Threads; one per core by default.
+    progress : bool
+        Show a bar.
+
+    Returns
+    -------
+    pathlib.Path or str
+        The label image.
+
+    Raises
+    ------
+    SourceNotFoundError, InputError
+        If there is no image, or the labels are no integers, negative, or of another shape.
+    TargetExistsError
+        If another label image of this name is there.
+    """
+    place = write_label_image(
+        Location.parse(store, "store"),
+        labels,
+        name=name,
+        n_levels=n_levels,
+        overwrite=overwrite,
+        max_workers=max_workers,
+        progress=progress,
+    )
+    return _place(place.url)
 
 
-def _is_image(place: Location) -> bool:
-    with suppress(*NOT_ZARR):
-        return read_multiscale(dict(open_group(place).attrs), str(place)) is not None
-    return False
-
-
-def _open(source: Any, axes: str | None, scene: int) -> Voxels:
-    """Return the voxels of a source with their axes named, in canonical order."""
-    if isinstance(source, np.ndarray):
-        voxels = Voxels(source, "".join(default_axis_names(source.ndim)), {}, digest(source))
-    else:
-        voxels = _open_tiff(Path(os.fspath(source)).expanduser(), scene)
-    named = voxels.axes if axes is None else axes.lower()
-    if len(named) != voxels.array.ndim or set(named) - set(ORDER) or len(set(named)) != len(named):
-        raise InputError(
-            f"{source if not isinstance(source, np.ndarray) else 'array'}: axes {named!r} for "
-            f"shape {voxels.array.shape}; name each axis once, out of {ORDER!r}, with axes="
-        )
-    if not {"y", "x"} <= set(named) or sorted(named, key=ORDER.index) != list(named):
-        raise InputError(f"axes {named!r}: expected y and x, in the order {ORDER!r}")
-    return Voxels(voxels.array, named, voxels.spacing, voxels.identity)
-
-
-def _open_tiff(path: Path, scene: int) -> Voxels:
-    if not path.exists():
-        raise SourceNotFoundError(f"{path}: there is nothing at this path")
-    try:
-        file = tifffile.TiffFile(path)
-    except (tifffile.TiffFileError, OSError) as error:
-        raise SourceNotFoundError(
-            f"{path}: cannot be read as TIFF ({error}); other formats need conversion to OME-Zarr "
-            f"or TIFF first"
-        ) from error
-    if not 0 <= scene < len(file.series):
-        raise InputError(f"scene={scene}: {path} has {len(file.series)} image(s)")
-    series = file.series[scene]
-    kept = [(a, n) for a, n in zip(series.axes, series.shape, strict=True) if n > 1 or a in "YX"]
-    names = "".join(a for a, _ in kept).lower()
-    if len(names) == 3 and names[0] in "qi":
-        names = f"z{names[1:]}"  # a stack of pages that does not say what it is
-    array = series.asarray().reshape([n for _, n in kept])
-    status = path.stat()
-    identity = digest("tiff", path.name, status.st_size, status.st_mtime_ns, scene)
-    return Voxels(array, names.replace("s", "c"), _tiff_spacing(file, scene), identity)
-
-
-def _tiff_spacing(file: tifffile.TiffFile, scene: int) -> dict[str, tuple[float, str]]:
-    """Return the voxel size that OME or ImageJ metadata give, per axis."""
-    if file.ome_metadata:
-        return _ome_spacing(tifffile.xml2dict(file.ome_metadata), scene)
-    return _imagej_spacing(file, dict(file.imagej_metadata or {}))
-
-
-def _ome_spacing(described: Any, scene: int) -> dict[str, tuple[float, str]]:
-    images = described["OME"]["Image"]
-    pixels = (images[scene] if isinstance(images, list) else images)["Pixels"]
-    found = {}
-    for axis in "zyx":
-        size = pixels.get(f"PhysicalSize{axis.upper()}")
-        unit = pixels.get(f"PhysicalSize{axis.upper()}Unit", "µm")
-        if size and unit in OME_UNITS:
-            found[axis] = (float(size), OME_UNITS[unit])
-    return found
-
-
-def _imagej_spacing(
-    file: tifffile.TiffFile, described: dict[str, Any]
-) -> dict[str, tuple[float, str]]:
-    unit = IMAGEJ_UNITS.get(str(described.get("unit", "")).replace("\\u00B5", "µ"))
-    if unit is None:
-        return {}
-    found = {"z": (float(described["spacing"]), unit)} if "spacing" in described else {}
-    for axis, tag in (("y", "YResolution"), ("x", "XResolution")):
-        numerator, denominator = file.pages.first.tags[tag].value
-        if numerator:
-            found[axis] = (denominator / numerator, unit)
-    return found
-
-
-def _calibration(voxels: Voxels, pixel_size: Mapping[str, float]) -> Calibration:
-    """Return axes and scale: what was given, else what the file says, else nothing made up."""
-    spacing = dict(voxels.spacing)
-    for axis, size in pixel_size.items():
-        if axis not in voxels.axes or not size > 0:
-            raise InputError(
-                f"pixel_size={dict(pixel_size)!r}: expected micrometers > 0 for axes of "
-                f"{voxels.axes!r}"
-            )
-        spacing[axis] = (float(size), "micrometer")
-    missing = [a for a in voxels.axes if a in "zyx" and a not in spacing]
-    if missing:
-        logger.warning(
-            "no pixel size for %s in the file; give pixel_size= if you know it", ", ".join(missing)
-        )
-    kinds = {"t": "time", "c": "channel"}
-    axes = [Axis(a, kinds.get(a, "space"), spacing.get(a, (1, None))[1]) for a in voxels.axes]
-    scale = [spacing.get(a, (1.0, ""))[0] for a in voxels.axes]
-    return Calibration(tuple(axes), tuple(scale), (0.0,) * len(axes))
-
-
-def _write(voxels: Voxels, building: Location, pyramid: PyramidPlan, *, progress: bool) -> None:
-    """Write all levels, region by region, each level from the one above."""
-    group = zarr.open_group(building.store(read_only=False), mode="w", zarr_format=3)
-    arrays = []
-    for level, (shape, chunks) in enumerate(zip(pyramid.shapes, pyramid.chunks, strict=True)):
-        group.create_array(
-            str(level),
-            shape=shape,
-            chunks=chunks,
-            dtype=voxels.array.dtype,
-            dimension_names=list(voxels.axes),
-        )
-        arrays.append(open_array(building, str(level), mode="r+"))
-    for level, array in enumerate(arrays):
-        regions = pyramid.regions(level)
-        bar = with_progress(
-            regions,
-            total=len(regions),
-            what=f"convert level {level}",
-            unit="region",
-            shown=progress,
-            count=lambda _: 1,
-        )
-        for tile in bar:
-            if level == 0:
-                array[tile.core.slices] = voxels.array[tile.core.slices]
-            else:
-                above = arrays[level - 1][pyramid.voxels_of(level, tile.core).slices]
-                array[tile.core.slices] = pool_image(np.asarray(above), pyramid.factor)
+def _place(target: PathLike) -> Path | str:
+    location = Location.parse(os.fspath(target))
+    return location.path if location.is_local else location.url

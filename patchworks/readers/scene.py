@@ -13,29 +13,14 @@ from typing import Any
 import numpy as np
 
 from patchworks.errors import ImageReadError, PatchworksError, SourceNotFoundError
+from patchworks.fingerprint import digest
 from patchworks.geometry.box import Box
+from patchworks.io.ngff import Channel
+
+__all__ = ["ORDER", "Channel", "Scene", "SceneReader", "vendor_errors"]
 
 ORDER = "tczyx"
 """The order of axes in everything that is written."""
-
-
-@dataclass(frozen=True, slots=True)
-class Channel:
-    """What a file says of a channel; None for what it does not say.
-
-    Parameters
-    ----------
-    name : str or None
-        As the file has it.
-    color : str or None
-        Six hexadecimal digits, ``"RRGGBB"``.
-    window : tuple of float or None
-        Intensities that are shown as black and as full colour.
-    """
-
-    name: str | None = None
-    color: str | None = None
-    window: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +49,9 @@ class Scene:
         One per channel if the file says anything of them, else empty.
     files : tuple of Path
         All files that hold the image: what its identity is taken from.
+    pooled : bool
+        Whether a voxel of a lower level of the file's own pyramid stands for all voxels of its
+        cell, and so lies in the cell's middle; False where it is the first of them.
     """
 
     name: str
@@ -75,6 +63,7 @@ class Scene:
     origin: Mapping[str, float] = field(default_factory=dict)
     channels: tuple[Channel, ...] = ()
     files: tuple[Path, ...] = ()
+    pooled: bool = True
 
     def __post_init__(self) -> None:
         known = [a for a in ORDER if a in self.axes]
@@ -112,6 +101,21 @@ class SceneReader(ABC):
         self.path = path
         self.index = index
 
+    @property
+    def name(self) -> str:
+        """What messages call the image."""
+        return str(self.path)
+
+    @property
+    def crosses_processes(self) -> bool:
+        """Whether other processes can read the image too."""
+        return True
+
+    def identity(self) -> str:
+        """Return a digest that changes when one of the image's files is written anew."""
+        files = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in self.scene.files]
+        return digest(self.format, self.index, self.scene.axes, files)
+
     @classmethod
     def scene_names(cls, path: Path) -> tuple[str, ...]:
         """Return the names of the images in a file; ``""`` for one without.
@@ -121,7 +125,7 @@ class SceneReader(ABC):
         SourceNotFoundError
             If the file cannot be read in this format.
         """
-        with vendor_errors(path, cls.format, SourceNotFoundError):
+        with vendor_errors(str(path), cls.format, SourceNotFoundError):
             return cls._scene_names(path)
 
     @functools.cached_property
@@ -133,7 +137,7 @@ class SceneReader(ABC):
         SourceNotFoundError
             If the file cannot be read in this format.
         """
-        with vendor_errors(self.path, self.format, SourceNotFoundError):
+        with vendor_errors(self.name, self.format, SourceNotFoundError):
             return self._describe()
 
     def read(self, box: Box, level: int = 0) -> np.ndarray:
@@ -152,7 +156,7 @@ class SceneReader(ABC):
             If that part of the file cannot be decoded.
         """
         scene = self.scene
-        with vendor_errors(self.path, f"{self.format}, {box.start} to {box.stop}", ImageReadError):
+        with vendor_errors(self.name, f"{self.format}, {box.start} to {box.stop}", ImageReadError):
             voxels = self._read(box, level)
             if voxels.shape != box.shape or voxels.dtype != scene.dtype:
                 raise ValueError(
@@ -179,7 +183,7 @@ class SceneReader(ABC):
 
 
 @contextmanager
-def vendor_errors(path: Path, what: str, kind: type[PatchworksError]) -> Iterator[None]:
+def vendor_errors(name: str, what: str, kind: type[PatchworksError]) -> Iterator[None]:
     """Turn whatever a vendor's library raises into an error of our own that names the file."""
     try:
         yield
@@ -187,6 +191,6 @@ def vendor_errors(path: Path, what: str, kind: type[PatchworksError]) -> Iterato
         raise
     except Exception as error:  # decoders of damaged files raise anything
         raise kind(
-            f"{path}: cannot be read as {what} ({type(error).__name__}: {error}); the file may be "
+            f"{name}: cannot be read as {what} ({type(error).__name__}: {error}); the file may be "
             f"damaged or cut off: open it in the vendor's own program, or copy it anew"
         ) from error

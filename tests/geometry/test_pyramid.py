@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 
 from patchworks.geometry.box import Box
 from patchworks.geometry.grid import TileGrid
+from patchworks.geometry.image_pyramid import ImageLayout, plan_image_pyramid
 from patchworks.geometry.pyramid import (
-    SCREEN,
     PyramidPlan,
     level_shapes,
-    plan_image_pyramid,
     plan_pyramid,
     target_chunk,
 )
@@ -51,10 +50,21 @@ def image_plans(draw) -> PyramidPlan:
     ndim = draw(st.integers(2, 5))
     shape = tuple(draw(EXTENTS) for _ in range(ndim))
     chunks = draw(st.none() | st.tuples(*[st.integers(1, 600)] * ndim))
-    n_levels = draw(st.none() | st.integers(1, 7))
-    return plan_image_pyramid(
-        shape, chunks=chunks, n_levels=n_levels, downscale=draw(st.integers(2, 4))
+    block = draw(blocks_of(shape))
+    layout = ImageLayout(
+        chunks=chunks,
+        n_levels=draw(st.none() | st.integers(1, 7)),
+        downscale=draw(st.integers(2, 4)),
+        shard=draw(st.sampled_from([None, False, True])),
     )
+    itemsize = draw(st.sampled_from([1, 2, 4, 8]))
+    return plan_image_pyramid("tczyx"[-ndim:], shape, itemsize, block, layout)
+
+
+@st.composite
+def blocks_of(draw, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return what a file may decode at once: anything, single voxels, lines, planes, tiles."""
+    return tuple(draw(st.sampled_from([1, n, 128]) | st.integers(1, n + 3)) for n in shape)
 
 
 plans = st.one_of(label_plans(), image_plans())
@@ -92,9 +102,9 @@ def test_regions_of_every_pass_cover_their_level_exactly(plan):
 
 @laws
 @given(plans)
-def test_every_stored_chunk_has_exactly_one_writer(plan):
+def test_every_stored_object_has_exactly_one_writer(plan):
     for level, axis in each_level_and_axis(plan):
-        n, chunk = plan.shapes[level][axis], plan.chunks[level][axis]
+        n, chunk = plan.shapes[level][axis], (plan.shards or plan.chunks)[level][axis]
         spans = written(plan, level, axis)
         starts = np.arange(0, n, chunk)[:, None]
         stops = np.minimum(starts + chunk, n)
@@ -205,14 +215,6 @@ def test_a_region_is_no_larger_than_a_tile_or_a_chunk_wherever_there_are_several
         if n_tiles > 1:
             most = max(grid.tile_shape[axis], target_chunk(grid.ndim)[axis])
             assert plan.region_shape[axis] <= most
-
-
-@laws
-@given(st.tuples(EXTENTS, EXTENTS, EXTENTS), st.integers(2, 4))
-def test_an_image_pyramid_ends_with_the_first_level_that_fits_a_screen(shape, downscale):
-    plan = plan_image_pyramid(shape, chunks=None, n_levels=None, downscale=downscale)
-    assert max(plan.shapes[-1][-2:]) <= SCREEN
-    assert all(max(level[-2:]) > SCREEN for level in plan.shapes[:-1])
 
 
 def test_level_shapes_are_rounded_up():

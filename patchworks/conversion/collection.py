@@ -1,0 +1,137 @@
+"""All images of a file → a collection, as `bioformats2raw.layout` 3 of OME-NGFF describes it.
+
+::
+
+    target/          ome: {"bioformats2raw.layout": 3}
+    target/OME       ome: {"series": ["0", "1", ...]}
+    target/0, 1, ... the images
+"""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import zarr
+
+from patchworks.conversion.plan import (
+    ConversionOptions,
+    ConversionPlan,
+    PathLike,
+    check_apart,
+    check_target,
+    made_from,
+    plan_conversion,
+    plan_scene,
+)
+from patchworks.fingerprint import digest
+from patchworks.io.level_store import ZARR_FORMAT
+from patchworks.io.location import Location
+from patchworks.io.ngff import PROVENANCE_KEY
+from patchworks.io.writing import check_writable, writing
+from patchworks.readers.registry import ALL_SCENES, open_reader, scene_names
+
+LAYOUT = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectionPlan:
+    """A conversion of one image, or of all images of a file.
+
+    Parameters
+    ----------
+    place : Location
+        Where the image, or the collection, is to be.
+    parts : tuple of ConversionPlan
+        One per image.
+    source, fingerprint : str
+        What the collection is made from; empty for a single image, which says it itself.
+    """
+
+    place: Location
+    parts: tuple[ConversionPlan, ...]
+    source: str = ""
+    fingerprint: str = ""
+
+    @property
+    def is_collection(self) -> bool:
+        """Whether there is a collection to be made of the parts."""
+        return bool(self.fingerprint)
+
+    @property
+    def building(self) -> Location:
+        """Where the images are written before all of them are whole."""
+        return _building(self.place, self.fingerprint)
+
+
+def plan_images(source: Any, target: PathLike, options: ConversionOptions) -> CollectionPlan:
+    """Check everything that can be checked before work, and plan one or all images of a source.
+
+    Raises
+    ------
+    PatchworksError
+        As `plan_conversion` does.
+    """
+    if options.scene != ALL_SCENES:
+        plan = plan_conversion(source, target, options)
+        return CollectionPlan(place=plan.place, parts=(plan,))
+    place = Location.parse(target, "target")
+    check_apart(source, place)
+    readers = [
+        open_reader(source, scene=index, axes=options.axes, reader=options.reader)
+        for index in range(len(scene_names(source, reader=options.reader)))
+    ]
+    planned = [plan_scene(reader, place, options) for reader in readers]
+    identity = digest("collection", [plan.source for plan in planned])
+    fingerprint = digest("collection", [plan.fingerprint for plan in planned])
+    check_target(place, fingerprint, identity, overwrite=options.overwrite)
+    check_writable(place, "give another target")
+    building = _building(place, fingerprint)
+    parts = [
+        plan_scene(reader, building / str(index), options, name=plan.name)
+        for index, (reader, plan) in enumerate(zip(readers, planned, strict=True))
+    ]
+    return CollectionPlan(place=place, parts=tuple(parts), source=identity, fingerprint=fingerprint)
+
+
+def is_whole(plan: CollectionPlan) -> bool:
+    """Whether this very collection is in its place."""
+    return plan.is_collection and made_from(plan.place).get("fingerprint") == plan.fingerprint
+
+
+def publish_collection(plan: CollectionPlan) -> None:
+    """Write the collection's own metadata and put it in its place."""
+    version = plan.parts[0].store.version
+    series: dict[str, Any] = {"series": [str(index) for index in range(len(plan.parts))]}
+    layout: dict[str, Any] = {"bioformats2raw.layout": LAYOUT}
+    if version == "0.5":
+        series = {"ome": {"version": version, **series}}
+        layout = {"ome": {"version": version, **layout}}
+    made = {"source": plan.source, "fingerprint": plan.fingerprint}
+    building = plan.building
+    with writing(plan.place):
+        for part, attributes in (("OME", series), ("", {**layout, PROVENANCE_KEY: made})):
+            store = (building / part if part else building).store(read_only=False)
+            group = zarr.open_group(store, mode="a", zarr_format=ZARR_FORMAT[version])
+            group.attrs.put(attributes)
+        if building != plan.place:
+            _replace(building.path, plan.place.path)
+
+
+def _building(place: Location, fingerprint: str) -> Location:
+    if not place.is_local:
+        return place
+    return Location(str(place.path.with_name(f".{place.path.name}.{fingerprint[:8]}.partial")))
+
+
+def _replace(new: Path, place: Path) -> None:
+    old = new.with_suffix(".old")
+    if place.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        place.rename(old)
+    new.rename(place)
+    with suppress(OSError):
+        shutil.rmtree(old)

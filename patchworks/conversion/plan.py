@@ -1,0 +1,321 @@
+"""What was asked for → a checked `ConversionPlan`; nothing is written."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from patchworks.conversion.calibration import calibrate, name_channels
+from patchworks.errors import InputError, TargetExistsError
+from patchworks.fingerprint import digest
+from patchworks.geometry.image_pyramid import (
+    MANY_FILES,
+    ImageLayout,
+    check_layout,
+    plan_image_pyramid,
+    plan_kept_levels,
+)
+from patchworks.geometry.pyramid import PyramidPlan
+from patchworks.io.conversion_stage import ConversionStage
+from patchworks.io.level_store import PARTIAL_KEY, Codec, LevelStore
+from patchworks.io.location import Location, open_group
+from patchworks.io.ngff import PROVENANCE_KEY, Calibration, Channel, Version
+from patchworks.io.source import NOT_ZARR
+from patchworks.io.writing import check_writable
+from patchworks.readers.registry import open_reader
+from patchworks.readers.scene import Scene, SceneReader
+from patchworks.run import whole_number
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Changes when the same plan would write other bytes."""
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversionOptions:
+    """What `to_ome_zarr` was asked for, beside source and target; see there."""
+
+    axes: str | None = None
+    pixel_size: Mapping[str, float] | None = None
+    n_levels: int | None = None
+    downscale: int = 2
+    chunks: Sequence[int] | None = None
+    shard: bool | None = None
+    channel_names: Sequence[str] | None = None
+    scene: int | str = 0
+    ngff_version: str = "0.5"
+    reuse_pyramid: bool = False
+    codec: str = "blosc"
+    reader: str | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversionPlan:
+    """A conversion, ready to be worked on by any process that sees source and target.
+
+    Parameters
+    ----------
+    reader : SceneReader
+        The image.
+    store : LevelStore
+        Where its levels go.
+    calibration : Calibration
+        Axes, size and position.
+    channels : tuple of Channel
+        What is known of the channels; empty if nothing is.
+    name : str
+        Name of the image.
+    source : str
+        Digest of the image's content.
+    fingerprint : str
+        Digest of the content and of all that decides the result.
+    keeps_levels : bool
+        Whether the file's own pyramid is taken over.
+    pooled : bool
+        Whether a voxel of a lower level stands for a whole cell of the level above.
+    """
+
+    reader: SceneReader
+    store: LevelStore
+    calibration: Calibration
+    channels: tuple[Channel, ...]
+    name: str
+    source: str
+    fingerprint: str
+    keeps_levels: bool = False
+    pooled: bool = True
+
+    @property
+    def place(self) -> Location:
+        """Where the image is to be."""
+        return self.store.place
+
+    @property
+    def pyramid(self) -> PyramidPlan:
+        """Its levels and regions."""
+        return self.store.pyramid
+
+    @property
+    def stage(self) -> ConversionStage:
+        """What is kept beside it meanwhile."""
+        return ConversionStage.beside(self.place, self.fingerprint)
+
+    @property
+    def read_levels(self) -> range:
+        """The levels that are read from the file; the others are made from the level above."""
+        return range(self.pyramid.n_levels if self.keeps_levels else 1)
+
+    @property
+    def passes(self) -> list[int]:
+        """The levels that have a pass of their own, in order."""
+        return [0, *range(self.pyramid.n_fused, self.pyramid.n_levels)]
+
+    def n_bytes(self, level: int) -> int:
+        """Return the bytes of a level, uncompressed."""
+        return int(np.prod(self.pyramid.shapes[level])) * self.store.dtype.itemsize
+
+
+def plan_conversion(source: Any, target: PathLike, options: ConversionOptions) -> ConversionPlan:
+    """Check everything that can be checked before work, and plan the conversion of one scene.
+
+    Raises
+    ------
+    SourceNotFoundError, MissingExtraError, InputError
+        If the source cannot be read, or an option does not fit it.
+    TargetExistsError, TargetNotWritableError
+        If something else is at the target, or nothing can be written there.
+    """
+    place = Location.parse(target, "target")
+    check_apart(source, place)
+    reader = open_reader(source, scene=options.scene, axes=options.axes, reader=options.reader)
+    plan = plan_scene(reader, place, options)
+    check_target(place, plan.fingerprint, plan.source, overwrite=options.overwrite)
+    check_writable(place, "give another target")
+    return plan
+
+
+def plan_scene(
+    reader: SceneReader, place: Location, options: ConversionOptions, *, name: str | None = None
+) -> ConversionPlan:
+    """Return the plan for one scene; what is at the target is not looked at.
+
+    Parameters
+    ----------
+    reader : SceneReader
+        The image.
+    place : Location
+        Where it is to be.
+    options : ConversionOptions
+        What was asked for.
+    name : str, optional
+        Name of the image if the file gives it none; that of the place by default.
+    """
+    scene, version = reader.scene, _version(options.ngff_version)
+    if scene.dtype.kind not in "biuf":
+        raise InputError(
+            f"{reader.name}: voxels of dtype {scene.dtype}; expected booleans, integers or real "
+            f"numbers"
+        )
+    if 0 in scene.shape:
+        raise InputError(f"{reader.name}: shape {scene.shape}; there is no voxel in it")
+    calibration = calibrate(scene, options.pixel_size, reader.name)
+    channels = name_channels(scene, options.channel_names, reader.name)
+    keeps = bool(options.reuse_pyramid) and len(scene.shapes) > 1
+    pyramid = _plan_pyramid(scene, options, version, keeps=keeps)
+    if options.shard is None and pyramid.shards is not None:
+        logger.info(
+            "%s: more than %d chunks: shards of %s hold several chunks each",
+            place,
+            MANY_FILES,
+            pyramid.shards[0],
+        )
+    codec = _codec(options.codec)
+    identity, name = reader.identity(), scene.name or name or place.name
+    pooled = scene.pooled if keeps else True
+    result = (pyramid, calibration, channels, name, version, codec, pooled)
+    fingerprint = digest("conversion", FORMAT, identity, repr(result))
+    store = LevelStore(
+        place=place,
+        version=version,
+        axis_names=tuple(scene.axes),
+        pyramid=pyramid,
+        dtype=scene.dtype,
+        fingerprint=fingerprint,
+        codec=codec,
+    )
+    return ConversionPlan(
+        reader=reader,
+        store=store,
+        calibration=calibration,
+        channels=channels,
+        name=name,
+        source=identity,
+        fingerprint=fingerprint,
+        keeps_levels=keeps,
+        pooled=pooled,
+    )
+
+
+def _plan_pyramid(
+    scene: Scene, options: ConversionOptions, version: Version, *, keeps: bool
+) -> PyramidPlan:
+    n_levels = options.n_levels
+    layout = ImageLayout(
+        chunks=_extents("chunks", options.chunks),
+        n_levels=None if n_levels is None else whole_number("n_levels", n_levels, 1, 32),
+        downscale=whole_number("downscale", options.downscale, 2, 64),
+        shard=_sharded(options.shard, version),
+    )
+    check_layout(layout, scene.axes)
+    itemsize = scene.dtype.itemsize
+    if keeps:
+        shapes = scene.shapes[:n_levels]
+        return plan_kept_levels(scene.axes, shapes, itemsize, scene.block, layout)
+    return plan_image_pyramid(scene.axes, scene.shape, itemsize, scene.block, layout)
+
+
+def _extents(name: str, extents: Sequence[int] | None) -> tuple[int, ...] | None:
+    if extents is None:
+        return None
+    if isinstance(extents, (str, bytes)) or not isinstance(extents, (Sequence, np.ndarray)):
+        raise InputError(f"{name}={extents!r}: expected one integer per axis")
+    return tuple([whole_number(name, extent, 1, 2**40) for extent in extents])
+
+
+def _sharded(shard: bool | None, version: Version) -> bool | None:
+    if version == "0.4":
+        if shard:
+            raise InputError("shard=True: OME-NGFF 0.4 knows no shards; use ngff_version='0.5'")
+        return False
+    return None if shard is None else bool(shard)
+
+
+def _version(version: str) -> Version:
+    if version == "0.4":
+        return "0.4"
+    if version == "0.5":
+        return "0.5"
+    raise InputError(f"ngff_version={version!r}: expected '0.5' or '0.4'")
+
+
+def _codec(codec: str) -> Codec:
+    if codec == "blosc":
+        return "blosc"
+    if codec == "zstd":
+        return "zstd"
+    raise InputError(f"codec={codec!r}: expected 'blosc' or 'zstd'")
+
+
+def check_apart(source: Any, place: Location) -> None:
+    """Raise InputError if the target is the source itself, or one lies in the other."""
+    if not isinstance(source, (str, os.PathLike)):
+        return
+    here = Location.parse(source, "source")
+    if here.is_local and place.is_local:
+        a, b = here.path.resolve(), place.path.resolve()
+        together = a.is_relative_to(b) or b.is_relative_to(a)
+    else:
+        a_url, b_url = f"{here.url}/", f"{place.url}/"
+        together = a_url.startswith(b_url) or b_url.startswith(a_url)
+    if together:
+        raise InputError(f"target={place}: lies at or in the source {here}; give another target")
+
+
+def made_from(place: Location) -> Mapping[str, Any]:
+    """Return what an image at a place says of the conversion that made it; empty if nothing."""
+    with suppress(*NOT_ZARR):
+        found = open_group(place).attrs.get(PROVENANCE_KEY)
+        return found if isinstance(found, Mapping) else {}
+    return {}
+
+
+def check_target(place: Location, fingerprint: str, source: str, *, overwrite: bool) -> None:
+    """Raise TargetExistsError unless the conversion may write to its target."""
+    if not place.exists():
+        return
+    made = made_from(place)
+    if made.get("fingerprint") == fingerprint or _is_partial(place, fingerprint):
+        return
+    if made.get("source") == source and not overwrite:
+        raise TargetExistsError(
+            f"{place}: was made from this very file with other options; give another target, or "
+            f"overwrite=True to make it anew (its labels go too)"
+        )
+    if not _is_image(place):
+        raise TargetExistsError(
+            f"{place}: something is there that is no OME-Zarr image, and is never replaced; give "
+            f"another target"
+        )
+    if not overwrite:
+        raise TargetExistsError(
+            f"{place}: an OME-Zarr image is there already; give another target, or overwrite=True "
+            f"to replace it (its labels go too)"
+        )
+
+
+def _attributes(place: Location) -> dict[str, Any]:
+    with suppress(*NOT_ZARR):
+        return dict(open_group(place).attrs)
+    return {}
+
+
+def _is_partial(place: Location, fingerprint: str) -> bool:
+    """Whether an object store holds what an interrupted conversion of this kind left."""
+    return _attributes(place).get(PARTIAL_KEY) == fingerprint
+
+
+def _is_image(place: Location) -> bool:
+    attributes = _attributes(place)
+    ome = attributes.get("ome", attributes)
+    found = isinstance(ome, Mapping) and ("multiscales" in ome or "bioformats2raw.layout" in ome)
+    return found or PARTIAL_KEY in attributes

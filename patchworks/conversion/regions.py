@@ -1,0 +1,159 @@
+"""What an engine runs: batches of regions of a conversion. The library and the flows share it.
+
+Every function takes a plan and indices; voxels pass through storage. Each may be run again at any
+time: what is written again is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import cloudpickle
+import numpy as np
+
+from patchworks.conversion.plan import ConversionPlan
+from patchworks.io.conversion_stage import ConversionStage
+from patchworks.io.location import Location
+from patchworks.io.ngff import PROVENANCE_KEY, Channel, image_attributes, omero_of
+from patchworks.io.writing import writing
+from patchworks.steps.levels import build_region, write_region
+from patchworks.steps.pyramid import pool_image
+
+PLAN_FILE = "plan.pickle"
+
+
+def begin(plan: ConversionPlan) -> None:
+    """Make the empty levels and the stage, or go on with those of an interrupted try."""
+    with writing(plan.place):
+        if plan.stage.exists() and plan.store.is_begun():
+            plan.store.sweep()
+        else:
+            plan.stage.begin()
+            plan.store.create()
+        plan.stage.write(PLAN_FILE, cloudpickle.dumps(plan))
+
+
+class StoredPlan(ConversionPlan):
+    """A plan that travels to a worker as the place of its stage, where it is read once."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return load_plan, (self.stage.root.url, self.fingerprint)
+
+
+def load_plan(stage: str, fingerprint: str) -> ConversionPlan:
+    """Return the plan of a stage; read once per process, so that a file is opened once."""
+    return _load_plan(stage, fingerprint)
+
+
+@lru_cache(maxsize=4)
+def _load_plan(stage: str, _fingerprint: str) -> ConversionPlan:
+    plan: ConversionPlan = cloudpickle.loads(ConversionStage(Location(stage)).read(PLAN_FILE))
+    return plan
+
+
+def todo(plan: ConversionPlan, level: int) -> list[int]:
+    """Return the regions of the pass for a level that are still to be written."""
+    finished = plan.stage.finished(level)
+    return [i for i in range(plan.pyramid.regions(level).n_tiles) if i not in finished]
+
+
+def write_regions(plan: ConversionPlan, level: int, regions: Sequence[int]) -> int:
+    """Write regions of the pass for `level`: level 0 from the file, the others from the one above.
+
+    The pass for level 0 writes the first levels of the pyramid too, whose cells lie inside its
+    regions.
+
+    Returns
+    -------
+    int
+        Bytes of the level that were written, uncompressed.
+
+    Raises
+    ------
+    ImageReadError
+        If a part of the file cannot be decoded.
+    TargetNotWritableError
+        If the target cannot be written: the disk is full, say.
+    """
+    n_bytes, grid = 0, plan.pyramid.regions(level)
+    for index in regions:
+        region = grid[index].core
+        if level in plan.read_levels:
+            voxels = plan.reader.read(region, level)
+            with writing(plan.place):
+                if level == 0:
+                    write_region(plan.store, region, voxels, pool_image)
+                else:
+                    plan.store.write(level, region, voxels)
+        else:
+            with writing(plan.place):
+                build_region(plan.store, level, region, pool_image)
+        with writing(plan.place):
+            plan.stage.mark(level, index)
+        n_bytes += region.size * plan.store.dtype.itemsize
+    return n_bytes
+
+
+def publish(plan: ConversionPlan) -> None:
+    """Write the metadata and put the image in its place."""
+    with writing(plan.place):
+        attributes = image_attributes(
+            plan.store.version,
+            name=plan.name,
+            calibration=plan.calibration,
+            pyramid=plan.pyramid,
+            pooled=plan.pooled,
+            omero=_omero(plan),
+        )
+        made = {"source": plan.source, "fingerprint": plan.fingerprint}
+        plan.store.publish({**attributes, PROVENANCE_KEY: made})
+        plan.stage.remove()
+
+
+def _omero(plan: ConversionPlan) -> dict[str, Any] | None:
+    """Return how the channels are shown, if anything is known of them."""
+    if not any(channel != Channel() for channel in plan.channels):
+        return None
+    dtype = plan.store.dtype
+    measured = _measured(plan, len(plan.channels))
+    if dtype.kind in "iu":
+        limits = (float(np.iinfo(dtype).min), float(np.iinfo(dtype).max))
+    elif dtype.kind == "b":
+        limits = (0.0, 1.0)
+    else:
+        limits = (min(low for low, _ in measured), max(high for _, high in measured))
+    return omero_of(plan.channels, limits, measured)
+
+
+MEASURED_VOXELS = 2**24
+"""Voxels of the smallest level that are looked at for contrast."""
+
+WIDEST = 4096
+"""Extent in y and x of what is looked at, around the middle."""
+
+
+def _measured(plan: ConversionPlan, n_channels: int) -> list[tuple[float, float]]:
+    """Return the smallest and largest intensity of each channel on the smallest level."""
+    level = plan.pyramid.n_levels - 1
+    array = plan.store.levels[level]
+    names = plan.store.axis_names
+    # Planes spread over the other axes, so that neither time nor depth makes it long.
+    found = []
+    plane = int(np.prod([min(extent, WIDEST) for extent in array.shape[-2:]]))
+    middle = [
+        slice(max(0, extent - WIDEST) // 2, max(0, extent - WIDEST) // 2 + WIDEST)
+        for extent in array.shape[-2:]
+    ]
+    for channel in range(n_channels):
+        index: list[Any] = []
+        per_axis = max(1, int((MEASURED_VOXELS / plane) ** (1 / max(1, array.ndim - 2))))
+        for name, extent in zip(names[:-2], array.shape[:-2], strict=True):
+            step = max(1, extent // per_axis)
+            index.append(slice(channel, channel + 1) if name == "c" else slice(None, None, step))
+        voxels = np.asarray(array[(*index, *middle)])
+        finite = voxels[np.isfinite(voxels)] if voxels.dtype.kind == "f" else voxels
+        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+        found.append((low, high if high > low else low + 1.0))
+    return found

@@ -1,0 +1,197 @@
+"""The order of a conversion, on any engine: level 0 from the file → other levels → metadata."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, fields
+from functools import partial
+from math import prod
+
+from patchworks.conversion import regions
+from patchworks.conversion.collection import CollectionPlan, is_whole, publish_collection
+from patchworks.conversion.plan import ConversionPlan, made_from
+from patchworks.conversion.regions import StoredPlan
+from patchworks.errors import InputError, PatchworksError
+from patchworks.execution.dask import DaskExecutor, active_client
+from patchworks.execution.executor import Executor, ThreadExecutor, batched
+from patchworks.execution.machine import available_cores, available_memory_bytes
+from patchworks.execution.progress import say, with_progress
+
+logger = logging.getLogger(__name__)
+
+COPIES = 6
+"""Regions' worth of memory that a worker needs: as read, decoded, its levels, compressed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionReport:
+    """What a conversion did.
+
+    Parameters
+    ----------
+    target : str
+        Path or URL of the image.
+    n_bytes : int
+        Bytes read from the file and written, uncompressed, without the pyramid.
+    n_regions, n_reused : int
+        Regions of level 0, and those of them that an earlier try had written.
+    seconds : float
+        Wall time.
+    """
+
+    target: str
+    n_bytes: int
+    n_regions: int
+    n_reused: int
+    seconds: float
+
+    def __str__(self) -> str:
+        if self.n_reused == self.n_regions:
+            return f"{self.target}: made from this file already"
+        rate = self.n_bytes / 1e6 / max(self.seconds, 1e-9)
+        again = f", {self.n_reused} of {self.n_regions} regions done before" * bool(self.n_reused)
+        return (
+            f"{self.target}: {self.n_bytes / 1e6:.1f} MB in {self.seconds:.1f} s, "
+            f"{rate:.0f} MB/s{again}"
+        )
+
+
+def is_finished(plan: ConversionPlan) -> bool:
+    """Whether the image of this very conversion is in its place."""
+    return made_from(plan.place).get("fingerprint") == plan.fingerprint
+
+
+def settle_finished(plan: ConversionPlan) -> ConversionReport:
+    """Do what a kill right after the image was in its place left undone, and report."""
+    plan.stage.remove()
+    plan.reader.close()
+    return _nothing_done(plan, str(plan.place))
+
+
+def _nothing_done(plan: ConversionPlan, target: str) -> ConversionReport:
+    n_regions = plan.pyramid.regions().n_tiles
+    return ConversionReport(target, plan.n_bytes(0), n_regions, n_regions, 0.0)
+
+
+def choose_engine(plan: ConversionPlan, max_workers: int | None) -> Executor:
+    """Return the engine: an active Dask client's workers where they can read and write, or threads.
+
+    As many threads at a time as the memory that is free allows.
+    """
+    client = active_client() if plan.reader.crosses_processes else None
+    if client is not None:
+        check_reachable(plan)
+        return DaskExecutor(client)
+    if max_workers is not None:
+        return ThreadExecutor(max_workers)
+    region = prod(map(min, plan.pyramid.region_shape, plan.pyramid.shapes[0]))
+    fitting = available_memory_bytes() // (COPIES * region * plan.store.dtype.itemsize)
+    return ThreadExecutor(max(1, min(available_cores(), fitting)))
+
+
+def check_reachable(plan: ConversionPlan) -> None:
+    """Raise InputError if worker processes could not read the image or write the target."""
+    if not plan.reader.crosses_processes or plan.place.url.startswith("memory://"):
+        raise InputError(
+            f"{plan.reader.name} to {plan.place}: the workers are other processes, and do not see "
+            f"this one's memory; give paths or URLs that they see too"
+        )
+
+
+def run_images(
+    plan: CollectionPlan, *, max_workers: int | None = None, progress: bool = True
+) -> list[ConversionReport]:
+    """Carry out the conversion of one image, or of all images of a file; returns a report each."""
+    if is_whole(plan):
+        for part in plan.parts:
+            part.reader.close()
+        return [_nothing_done(part, str(plan.place)) for part in plan.parts]
+    reports = [
+        run_conversion(part, choose_engine(part, max_workers), progress=progress)
+        for part in plan.parts
+    ]
+    if plan.is_collection:
+        publish_collection(plan)
+    return reports
+
+
+def run_conversion(
+    plan: ConversionPlan, executor: Executor, *, progress: bool = True
+) -> ConversionReport:
+    """Carry out a conversion; return at once if its image is there already."""
+    if is_finished(plan):
+        report = settle_finished(plan)
+        logger.info("%s", report)
+        say(str(report), shown=progress)
+        return report
+    with Timed(plan) as timed:
+        regions.begin(plan)
+        sent = _stored(plan) if executor.crosses_processes else plan
+        try:
+            for level in plan.passes:
+                _one_pass(sent, level, executor, progress=progress)
+            regions.publish(plan)
+        except (PatchworksError, KeyboardInterrupt) as error:
+            n_done = plan.pyramid.regions().n_tiles - len(regions.todo(plan, 0))
+            error.add_note(
+                f"{n_done} of {plan.pyramid.regions().n_tiles} regions are written and kept in "
+                f"{plan.store.building}; the same call goes on from there"
+            )
+            raise
+        finally:
+            plan.reader.close()
+    report = timed.made()
+    logger.info("%s", report)
+    say(str(report), shown=progress)
+    return report
+
+
+class Timed:
+    """Measure a conversion, and what of it an earlier try had done."""
+
+    def __init__(self, plan: ConversionPlan) -> None:
+        self.plan = plan
+        self.n_reused = 0
+        self.seconds = 0.0
+
+    def __enter__(self) -> Timed:
+        self._start = time.perf_counter()
+        if self.plan.stage.exists() and self.plan.store.is_begun():
+            self.n_reused = self.plan.pyramid.regions().n_tiles - len(regions.todo(self.plan, 0))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = time.perf_counter() - self._start
+
+    def made(self) -> ConversionReport:
+        """Return what was done."""
+        plan = self.plan
+        n_regions = plan.pyramid.regions().n_tiles
+        return ConversionReport(
+            str(plan.place), plan.n_bytes(0), n_regions, self.n_reused, self.seconds
+        )
+
+
+def _one_pass(plan: ConversionPlan, level: int, executor: Executor, *, progress: bool) -> None:
+    todo = regions.todo(plan, level)
+    if not todo:
+        return
+    grid = plan.pyramid.regions(level)
+    total = sum(grid[i].core.size for i in todo) * plan.store.dtype.itemsize
+    batches = batched(todo, executor.max_batches)
+    work = partial(regions.write_regions, plan, level)
+    bar = with_progress(
+        executor.map(work, batches),
+        total=total,
+        what="convert" if level == 0 else f"level {level}",
+        unit="B",
+        shown=progress,
+        count=int,
+    )
+    for _ in bar:
+        pass
+
+
+def _stored(plan: ConversionPlan) -> StoredPlan:
+    return StoredPlan(**{f.name: getattr(plan, f.name) for f in fields(plan)})

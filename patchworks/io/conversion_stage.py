@@ -1,0 +1,76 @@
+"""What a conversion keeps beside its target while it goes on: its plan, and what is written.
+
+::
+
+    .<name>.<fingerprint>.stage/plan.pickle     the plan, read by workers
+    .<name>.<fingerprint>.stage/done/0-17       region 17 of the pass that writes level 0 is written
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fsspec.core import url_to_fs
+
+from patchworks.io.location import Location
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionStage:
+    """A folder on any file system; a location, so that it can be sent to any worker."""
+
+    root: Location
+
+    @classmethod
+    def beside(cls, place: Location, fingerprint: str) -> ConversionStage:
+        """Return the stage of what is written to `place`."""
+        parent, _, name = place.url.rpartition("/")
+        return cls(Location(f"{parent}/.{name}.{fingerprint[:8]}.stage"))
+
+    def _at(self, part: str) -> tuple[Any, str]:
+        filesystem, path = url_to_fs((self.root / part).url, use_listings_cache=False)
+        return filesystem, path
+
+    def begin(self) -> None:
+        """Make the stage anew."""
+        self.remove()
+        filesystem, path = self._at("done")
+        filesystem.makedirs(path, exist_ok=True)
+
+    def exists(self) -> bool:
+        """Whether the stage is there."""
+        return self.root.exists()
+
+    def write(self, part: str, content: bytes) -> None:
+        """Write a file of the stage, so that it is there as a whole or not at all."""
+        filesystem, path = self._at(part)
+        if not self.root.is_local:
+            filesystem.pipe_file(path, content)  # object stores put whole objects
+            return
+        filesystem.pipe_file(f"{path}.tmp", content)
+        filesystem.mv(f"{path}.tmp", path)
+
+    def read(self, part: str) -> bytes:
+        """Return a file of the stage."""
+        filesystem, path = self._at(part)
+        content: bytes = filesystem.cat_file(path)
+        return content
+
+    def mark(self, level: int, region: int) -> None:
+        """Note that a region of the pass that writes `level` is written."""
+        filesystem, path = self._at(f"done/{level}-{region}")
+        filesystem.pipe_file(path, b"1")
+
+    def finished(self, level: int) -> set[int]:
+        """Return the regions of the pass for `level` that are written."""
+        filesystem, path = self._at("done")
+        if not filesystem.exists(path):
+            return set()
+        names = [entry.rsplit("/", 1)[-1] for entry in filesystem.ls(path, detail=False)]
+        pairs = [name.partition("-") for name in names]
+        return {int(region) for first, _, region in pairs if first == str(level) and region}
+
+    def remove(self) -> None:
+        """Delete the stage."""
+        self.root.remove()

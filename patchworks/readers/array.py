@@ -1,0 +1,93 @@
+"""Arrays that a program holds: NumPy, Dask, zarr."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from patchworks.errors import InputError
+from patchworks.fingerprint import digest
+from patchworks.geometry.box import Box
+from patchworks.io.identity import identity_of_array, identity_of_graph, identity_of_zarr_array
+from patchworks.readers.axes import AxisOrder
+from patchworks.readers.scene import Scene, SceneReader
+
+SURE = {2: "yx", 3: "zyx", 5: "tczyx"}
+"""Axes of arrays that do not say what they are; with four, the first may be time or channel."""
+
+
+class ArrayReader(SceneReader):
+    """An array in this process's memory, or one that it can slice.
+
+    Parameters
+    ----------
+    array : numpy.ndarray, dask.array.Array or zarr.Array
+        The array.
+    axes : str, optional
+        Its axes, in its own order; ``"yx"``, ``"zyx"`` or ``"tczyx"`` if it has 2, 3 or 5.
+    """
+
+    format = "array"
+
+    def __init__(self, array: Any, axes: str | None = None) -> None:
+        super().__init__(Path("array"))
+        self.array = array
+        if axes is None and array.ndim not in SURE:
+            raise InputError(
+                f"array of shape {array.shape}: say what its {array.ndim} axes are, such as "
+                f"axes='czyx' or axes='tzyx'"
+            )
+        self.order = AxisOrder.parse(axes or SURE[array.ndim], tuple(array.shape), "array")
+
+    @classmethod
+    def _scene_names(cls, path: Path) -> tuple[str, ...]:  # noqa: ARG003 - an array is one image
+        return ("",)
+
+    @property
+    def crosses_processes(self) -> bool:
+        """False: the array is this process's own."""
+        return False
+
+    def identity(self) -> str:
+        """Return a digest of the array: of its voxels, its graph, or its files."""
+        if isinstance(self.array, np.ndarray):
+            found = identity_of_array(self.array)
+        elif isinstance(self.array, zarr.Array):
+            found = identity_of_zarr_array(self.array)
+        else:
+            found = identity_of_graph(self.array)
+        return digest(found, self.order.held)
+
+    def _describe(self) -> Scene:
+        chunks = getattr(self.array, "chunks", None) or (1,) * self.array.ndim
+        largest = [c if isinstance(c, int) else max(c) for c in chunks]
+        return Scene(
+            name="",
+            axes=self.order.canonical,
+            shapes=(self.order.shape(self.array.shape),),
+            dtype=np.dtype(self.array.dtype).newbyteorder("="),
+            block=self.order.shape(largest),
+        )
+
+    def _read(self, box: Box, level: int) -> np.ndarray:  # noqa: ARG002 - an array has one level
+        part = self.array[self.order.box(box).slices]
+        if hasattr(part, "__dask_graph__"):
+            # Regions are read in threads already; with a client, its workers compute.
+            part = part.compute(**({} if _has_client() else {"scheduler": "synchronous"}))
+        voxels = self.order.arrange(np.asarray(part))
+        return voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _has_client() -> bool:
+    distributed = sys.modules.get("distributed")
+    try:
+        return distributed is not None and distributed.default_client() is not None
+    except ValueError:
+        return False

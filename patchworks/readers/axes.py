@@ -1,0 +1,61 @@
+"""The axes of an array as it is held, and the canonical order t, c, z, y, x."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from patchworks.errors import InputError
+from patchworks.geometry.box import Box
+from patchworks.readers.scene import ORDER
+
+
+@dataclass(frozen=True, slots=True)
+class AxisOrder:
+    """How an array's own axes stand to the canonical ones.
+
+    Parameters
+    ----------
+    held : str
+        The array's own axes, such as ``"yxc"``.
+
+    Examples
+    --------
+    >>> order = AxisOrder("yxc")
+    >>> order.canonical, order.shape((480, 640, 3))
+    ('cyx', (3, 480, 640))
+    """
+
+    held: str
+
+    @classmethod
+    def parse(cls, axes: str, shape: tuple[int, ...], name: str) -> AxisOrder:
+        """Return the order of `axes`, or raise InputError unless they fit an array of `shape`."""
+        held = axes.lower() if isinstance(axes, str) else ""
+        known = set(held) <= set(ORDER) and len(set(held)) == len(held)
+        if not known or len(held) != len(shape) or not {"y", "x"} <= set(held):
+            raise InputError(
+                f"{name}: axes={axes!r} for an array of shape {shape}; expected each of its "
+                f"{len(shape)} axes once, out of {ORDER!r}, y and x among them"
+            )
+        return cls(held)
+
+    @property
+    def canonical(self) -> str:
+        """The axes in canonical order."""
+        return "".join(sorted(self.held, key=ORDER.index))
+
+    def shape(self, held: Sequence[int]) -> tuple[int, ...]:
+        """Return a shape of the array in canonical order."""
+        return tuple([held[self.held.index(axis)] for axis in self.canonical])
+
+    def box(self, canonical: Box) -> Box:
+        """Return a box of the canonical axes in those of the array."""
+        at = [self.canonical.index(axis) for axis in self.held]
+        return Box(tuple([canonical.start[i] for i in at]), tuple([canonical.stop[i] for i in at]))
+
+    def arrange(self, voxels: np.ndarray) -> np.ndarray:
+        """Return voxels that were read from the array in canonical order."""
+        return voxels.transpose([self.held.index(axis) for axis in self.canonical])
