@@ -18,7 +18,6 @@ from typing import Any, Literal
 import cloudpickle
 import numpy as np
 
-from patchworks.geometry.box import Box
 from patchworks.io.label_image import LabelImage, LabelTarget
 from patchworks.io.record import TileRecord
 from patchworks.io.source import ImageSource
@@ -228,11 +227,18 @@ def relabel(plan: RunPlan, joins: Sequence[np.ndarray]) -> Relabeling:
 def begin_label_image(plan: RunPlan, relabeling: Relabeling) -> list[int]:
     """Make the empty label image and return the regions that are still to be written."""
     image, state = plan.label_image(relabeling), relabeling.digest()
+    pyramid = plan.spec.pyramid
     if not (image.is_begun() and plan.stage.regions_belong_to(state)):
         image.create()
         plan.stage.begin_regions(state)
+        return list(range(pyramid.regions().n_tiles))
     finished = plan.stage.finished_regions()
-    return [i for i in range(plan.spec.pyramid.regions().n_tiles) if i not in finished]
+    todo = [i for i in range(pyramid.regions().n_tiles) if i not in finished]
+    later = range(pyramid.n_fused, pyramid.n_levels)  # made from the level above, all of them
+    image.store.sweep(
+        image.store.boxes_of({0: todo} | {i: range(pyramid.regions(i).n_tiles) for i in later})
+    )
+    return todo
 
 
 def finish_regions(plan: RunPlan, regions: Sequence[int]) -> int:

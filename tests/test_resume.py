@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from patchworks import pipeline, tile_process
 from patchworks.errors import TargetExistsError
-from patchworks.io import label_image
+from patchworks.io import label_image, level_store
 from tests.stores import blobs, components, contents, counting, n_calls, ome_zarr
 
 SHAPE = (1100, 700)
@@ -92,12 +92,12 @@ def test_only_missing_tiles_are_segmented_after_an_interruption(
         (pipeline, "relabel", 0),
         (pipeline, "gather_region", 0),
         (pipeline, "gather_region", 2),
-        (pipeline, "write_region", 1),
+        (pipeline.levels, "write_region", 1),
         (pipeline, "pool_labels", 2),
         (pipeline, "build_level", 0),
         (pipeline, "publish", 0),
         (label_image, "label_attributes", 0),
-        (label_image.LabelImage, "_move_into_place", 0),
+        (level_store.LevelStore, "_move_into_place", 0),
     ],
 )
 def test_an_interruption_after_the_segmentation_costs_no_tile_and_no_byte(
@@ -113,7 +113,7 @@ def test_an_interruption_after_the_segmentation_costs_no_tile_and_no_byte(
 
 
 def test_a_label_image_is_not_there_under_its_name_before_it_is_whole(tmp_path, store, monkeypatch):
-    interrupt(monkeypatch, pipeline, "write_region", 1)
+    interrupt(monkeypatch, pipeline.levels, "write_region", 1)
     with pytest.raises(KeyboardInterrupt):
         run(store, tmp_path / "calls", write_to=tmp_path / "labels.zarr")
     assert not (tmp_path / "labels.zarr").exists()
@@ -152,7 +152,7 @@ def test_the_label_image_that_is_replaced_stays_until_the_new_one_is_whole(
     place = tmp_path / "labels.zarr"
     tile_process(store, components, **{**KEYWORDS, "overlap": 4}, write_to=place)
     before = contents(place)
-    interrupt(monkeypatch, pipeline, "write_region", 1)
+    interrupt(monkeypatch, pipeline.levels, "write_region", 1)
     with pytest.raises(KeyboardInterrupt):
         run(store, tmp_path / "calls", write_to=place, overwrite=True)
     assert contents(place) == before
@@ -162,7 +162,7 @@ def test_an_interrupted_replacement_goes_on(tmp_path, store, undisturbed, monkey
     place = tmp_path / "labels.zarr"
     tile_process(store, components, **{**KEYWORDS, "overlap": 4}, write_to=place)
     with monkeypatch.context() as patch:
-        interrupt(patch, pipeline, "write_region", 1)
+        interrupt(patch, pipeline.levels, "write_region", 1)
         with pytest.raises(KeyboardInterrupt):
             run(store, tmp_path / "calls", write_to=place, overwrite=True)
     run(store, tmp_path / "calls", write_to=place, overwrite=True)
@@ -270,6 +270,29 @@ def test_a_killed_merge_pass_goes_on_with_the_same_bytes(tmp_path, store, undist
     run(store, tmp_path / "calls", write_to=place)
     assert n_calls(tmp_path / "calls") == N_TILES
     assert contents(place) == undisturbed
+
+
+@pytest.mark.parametrize("name, after", [("gather_region", 1), ("build_level", 0)])
+def test_chunks_that_a_kill_cut_off_are_written_anew(
+    tmp_path, store, undisturbed, monkeypatch, name, after
+):
+    place = tmp_path / "labels.zarr"
+    with monkeypatch.context() as patch:
+        interrupt(patch, pipeline, name, after)
+        with pytest.raises(KeyboardInterrupt):
+            run(store, tmp_path / "calls", write_to=place)
+    (partial,) = tmp_path.glob(".labels.zarr.*.partial")
+    cut_off = [name for name in chunk_files_of(undisturbed) if not (partial / name).exists()]
+    assert cut_off
+    for chunk in cut_off:
+        (partial / chunk).parent.mkdir(parents=True, exist_ok=True)
+        (partial / chunk).write_bytes(b"cut")
+    run(store, tmp_path / "calls", write_to=place)
+    assert contents(place) == undisturbed
+
+
+def chunk_files_of(held: dict) -> list[str]:
+    return [name for name, content in held.items() if content and "/c/" in name]
 
 
 def test_a_rerun_after_a_kill_leaves_nothing_beside_the_labels(tmp_path, store):

@@ -28,7 +28,8 @@ def begin(plan: ConversionPlan) -> None:
     """Make the empty levels and the stage, or go on with those of an interrupted try."""
     with writing(plan.place):
         if plan.stage.exists() and plan.store.is_begun():
-            plan.store.sweep()
+            left = {level: todo(plan, level) for level in plan.passes}
+            plan.store.sweep(plan.store.boxes_of(left))
         else:
             plan.stage.begin()
             plan.store.create()

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal
 
 import numcodecs
@@ -21,6 +22,7 @@ import zarr
 from zarr.codecs import BloscCodec, ZstdCodec
 
 from patchworks.geometry.box import Box
+from patchworks.geometry.grid import ceil_div
 from patchworks.geometry.pyramid import PyramidPlan
 from patchworks.io.location import Location, ZarrArray, open_array, open_group
 from patchworks.io.ngff import Version
@@ -116,11 +118,43 @@ class LevelStore:
             return open_group(self.building).attrs.get(PARTIAL_KEY) == self.fingerprint
         return False
 
-    def sweep(self) -> None:
-        """Remove the temporary files of writes that a kill cut off: zarr renames finished ones."""
-        if self.building.is_local:
-            for stray in self.building.path.rglob("*.partial"):
-                stray.unlink(missing_ok=True)
+    def sweep(self, unwritten: Mapping[int, Iterable[Box]]) -> None:
+        """Remove what a kill cut off: half files, and temporary ones of writes that zarr renames.
+
+        Parameters
+        ----------
+        unwritten : mapping of int to iterable of Box
+            Per level the boxes that are still to be written. A chunk at the end of an axis is read
+            before it is written, which fails for one that was cut off.
+        """
+        if not self.building.is_local:
+            return  # object stores put whole objects
+        for stray in self.building.path.rglob("*.partial"):
+            stray.unlink(missing_ok=True)
+        for level, boxes in unwritten.items():
+            array = self.levels[level]
+            folder, stored = self.building.path / str(level), array.shards or array.chunks
+            for box in boxes:
+                spans = [
+                    range(a // s, ceil_div(b, s))
+                    for a, b, s in zip(box.start, box.stop, stored, strict=True)
+                ]
+                for coordinates in product(*spans):
+                    key = array.metadata.encode_chunk_key(coordinates)
+                    (folder / key).unlink(missing_ok=True)
+
+    def boxes_of(self, todo: Mapping[int, Iterable[int]]) -> dict[int, list[Box]]:
+        """Return the boxes per level that the regions of each pass, by its level, write."""
+        boxes: dict[int, list[Box]] = {level: [] for level in range(self.pyramid.n_levels)}
+        for first, regions in todo.items():
+            grid = self.pyramid.regions(first)
+            for index in regions:
+                region = grid[index].core
+                boxes[first].append(region)
+                if first == 0:
+                    for level in range(1, self.pyramid.n_fused):
+                        boxes[level].append(self.pyramid.cells_of(level, region))
+        return boxes
 
     def _clear(self) -> None:
         if self.building.is_local:

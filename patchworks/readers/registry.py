@@ -202,12 +202,17 @@ def _format_named(name: str) -> Format:
     raise InputError(f"reader={name!r}: expected one of {[known.name for known in FORMATS]}")
 
 
+def _may_be_sequence(path: Path) -> bool:
+    return path.is_dir() or (not path.exists() and bool(set(path.name) & set("*?[")))
+
+
 def _format_of(path: Path) -> Format:
     """Return the format of what lies at a path: by its ending, else by its first bytes."""
-    from patchworks.readers.sequence import is_sequence
+    if _may_be_sequence(path):
+        from patchworks.readers.sequence import is_sequence
 
-    if is_sequence(path):
-        return SEQUENCE
+        if is_sequence(path):
+            return SEQUENCE
     if not path.exists():
         raise SourceNotFoundError(f"{path}: there is nothing at this path")
     if path.is_dir():

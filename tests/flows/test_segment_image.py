@@ -56,7 +56,9 @@ class TestOnAServer:
         )
         names = [name for name, state in latest_task_runs() if state == "Completed"]
         for step in (
-            "convert to",
+            "set up conversion",
+            "convert level 0, regions 0",
+            "finish conversion",
             "set up stage",
             "choose threshold",
             "estimate empty tiles 0",
