@@ -28,6 +28,7 @@ from patchworks.io.location import Location, open_group
 from patchworks.io.ngff import PROVENANCE_KEY, Calibration, Channel, Version
 from patchworks.io.source import NOT_ZARR
 from patchworks.io.writing import check_writable
+from patchworks.readers.array import stores_of
 from patchworks.readers.registry import open_reader
 from patchworks.readers.scene import Scene, SceneReader
 from patchworks.run import whole_number
@@ -161,10 +162,10 @@ def plan_scene(
         Name of the image if the file gives it none; that of the place by default.
     """
     scene, version = reader.scene, _version(options.ngff_version)
-    if scene.dtype.kind not in "biuf":
+    if scene.dtype.kind not in "biuf" or scene.dtype.itemsize > 8:
         raise InputError(
             f"{reader.name}: voxels of dtype {scene.dtype}; expected booleans, integers or real "
-            f"numbers"
+            f"numbers, of 64 bits at most"
         )
     if 0 in scene.shape:
         raise InputError(f"{reader.name}: shape {scene.shape}; there is no voxel in it")
@@ -258,17 +259,25 @@ def _codec(codec: str) -> Codec:
 
 def check_apart(source: Any, place: Location) -> None:
     """Raise InputError if the target is the source itself, or one lies in the other."""
-    if not isinstance(source, (str, os.PathLike)):
-        return
-    here = Location.parse(source, "source")
-    if here.is_local and place.is_local:
-        a, b = here.path.resolve(), place.path.resolve()
-        together = a.is_relative_to(b) or b.is_relative_to(a)
-    else:
-        a_url, b_url = f"{here.url}/", f"{place.url}/"
-        together = a_url.startswith(b_url) or b_url.startswith(a_url)
-    if together:
-        raise InputError(f"target={place}: lies at or in the source {here}; give another target")
+    for here in places_of(source):
+        if is_inside(here, place) or is_inside(place, here):
+            raise InputError(
+                f"target={place}: lies at or in the source {here}, or holds it; give another target"
+            )
+
+
+def places_of(source: Any) -> list[Location]:
+    """Return where a path, or the stores that an array reads from, lie."""
+    if isinstance(source, (str, os.PathLike)):
+        return [Location.parse(source, "source")]
+    return stores_of(source)
+
+
+def is_inside(inner: Location, outer: Location) -> bool:
+    """Whether a location is another one or lies in it, by whatever way they are named."""
+    if inner.is_local and outer.is_local:
+        return inner.path.resolve().is_relative_to(outer.path.resolve())
+    return f"{inner.url}/".startswith(f"{outer.url}/")
 
 
 def made_from(place: Location) -> Mapping[str, Any]:

@@ -72,18 +72,7 @@ def extend_pyramid(
     array = _base(store, group, base)
     attributes = dict(group.attrs)
     calibration = _calibration(store, array, attributes, base, axes, pixel_size)
-    names = "".join([axis.name for axis in calibration.axes])
-    layout = ImageLayout(
-        chunks=array.chunks,
-        n_levels=None if n_levels is None else whole_number("n_levels", n_levels, 1, 32),
-        downscale=whole_number("downscale", downscale, 2, 64),
-        shard=array.shards is not None,
-    )
-    stored = array.shards or array.chunks
-    plan = plan_image_pyramid(names, array.shape, array.dtype.itemsize, stored, layout)
-    chunks = tuple([tuple(map(min, array.chunks, shape)) for shape in plan.shapes])
-    shards = None if plan.shards is None else chunks
-    pyramid = replace(plan, n_fused=1, chunks=chunks, shards=shards)
+    pyramid = _plan_levels(array, calibration, n_levels, downscale)
     fingerprint = digest("pyramid", identity_of_zarr_array(array), repr((pyramid, calibration)))
     stage = ConversionStage.beside(store, fingerprint)
     with writing(store):
@@ -92,12 +81,48 @@ def extend_pyramid(
     ome = attributes.get("ome", attributes)
     is_labels = isinstance(ome, Mapping) and "image-label" in ome
     pool: Pool = pool_labels if is_labels else pool_image
-    executor = ThreadExecutor(max_workers or available_cores())
-    for level in range(1, pyramid.n_levels):
+    _build_levels(levels, stage, pool, max_workers or available_cores(), progress=progress)
+    version: Version = "0.4" if array.metadata.zarr_format == 2 else "0.5"
+    with writing(store):
+        described = with_levels(
+            attributes, version, name=store.name, calibration=calibration, pyramid=pyramid,
+            base=base, method="mode" if is_labels else "mean",
+        )  # fmt: skip
+        open_group(store, mode="r+").attrs.put(described)
+        for level in range(1, pyramid.n_levels):
+            del levels.arrays[level].attrs[PARTIAL_KEY]
+        stage.remove()
+
+
+def _plan_levels(
+    array: ZarrArray, calibration: Calibration, n_levels: int | None, downscale: int
+) -> PyramidPlan:
+    """Return levels in the chunks of the base, each made from the one above."""
+    layout = ImageLayout(
+        chunks=array.chunks,
+        n_levels=None if n_levels is None else whole_number("n_levels", n_levels, 1, 32),
+        downscale=whole_number("downscale", downscale, 2, 64),
+        shard=array.shards is not None,
+    )
+    names = "".join([axis.name for axis in calibration.axes])
+    stored = array.shards or array.chunks
+    plan = plan_image_pyramid(names, array.shape, array.dtype.itemsize, stored, layout)
+    chunks = tuple([tuple(map(min, array.chunks, shape)) for shape in plan.shapes])
+    shards = None if plan.shards is None else chunks
+    return replace(plan, n_fused=1, chunks=chunks, shards=shards)
+
+
+def _build_levels(
+    levels: _GroupLevels, stage: ConversionStage, pool: Pool, n_workers: int, *, progress: bool
+) -> None:
+    """Write every level that is not there, region by region, each from the one above."""
+    executor = ThreadExecutor(n_workers)
+    for level in range(1, levels.pyramid.n_levels):
         done = stage.finished(level)
-        todo = [i for i in range(pyramid.regions(level).n_tiles) if i not in done]
-        work = partial(_build, levels, level, stage, pool)
-        results = executor.map(work, batched(todo, executor.max_batches))
+        todo = [i for i in range(levels.pyramid.regions(level).n_tiles) if i not in done]
+        results = executor.map(
+            partial(_build, levels, level, stage, pool), batched(todo, executor.max_batches)
+        )
         for _ in with_progress(
             results,
             total=len(todo),
@@ -107,16 +132,6 @@ def extend_pyramid(
             count=int,
         ):
             pass
-    version: Version = "0.4" if array.metadata.zarr_format == 2 else "0.5"
-    with writing(store):
-        for level in range(1, pyramid.n_levels):
-            del levels.arrays[level].attrs[PARTIAL_KEY]
-        described = with_levels(
-            attributes, version, name=store.name, calibration=calibration, pyramid=pyramid,
-            base=base, method="mode" if is_labels else "mean",
-        )  # fmt: skip
-        open_group(store, mode="r+").attrs.put(described)
-        stage.remove()
 
 
 def _base(store: Location, group: zarr.Group, base: str) -> ZarrArray:

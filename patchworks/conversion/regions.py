@@ -156,5 +156,5 @@ def _measured(plan: ConversionPlan, n_channels: int) -> list[tuple[float, float]
         voxels = np.asarray(array[(*index, *middle)])
         finite = voxels[np.isfinite(voxels)] if voxels.dtype.kind == "f" else voxels
         low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-        found.append((low, high if high > low else low + 1.0))
+        found.append((low, high if high > low else low + max(1.0, abs(low) / 2**20)))
     return found

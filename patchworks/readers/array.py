@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+from itertools import islice
+from math import isnan
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
+from zarr.storage import FsspecStore, LocalStore
 
 from patchworks.errors import InputError
 from patchworks.fingerprint import digest
 from patchworks.geometry.box import Box
-from patchworks.io.identity import identity_of_array, identity_of_graph, identity_of_zarr_array
+from patchworks.io.identity import (
+    GRAPH_KEYS,
+    identity_of_array,
+    identity_of_graph,
+    identity_of_zarr_array,
+)
+from patchworks.io.location import Location, ZarrArray
 from patchworks.readers.axes import AxisOrder
 from patchworks.readers.scene import Scene, SceneReader
 
@@ -36,12 +46,23 @@ class ArrayReader(SceneReader):
     def __init__(self, array: Any, axes: str | None = None) -> None:
         super().__init__(Path("array"))
         self.array = array
-        if axes is None and array.ndim not in SURE:
+        self.axes = axes
+
+    @functools.cached_property
+    def order(self) -> AxisOrder:
+        """The array's axes."""
+        shape = tuple(self.array.shape)
+        if any(isnan(extent) for extent in shape):
             raise InputError(
-                f"array of shape {array.shape}: say what its {array.ndim} axes are, such as "
+                f"array of shape {shape}, unknown before it is computed; call its "
+                f"compute_chunk_sizes() first"
+            )
+        if self.axes is None and len(shape) not in SURE:
+            raise InputError(
+                f"array of shape {shape}: say what its {len(shape)} axes are, such as "
                 f"axes='czyx' or axes='tzyx'"
             )
-        self.order = AxisOrder.parse(axes or SURE[array.ndim], tuple(array.shape), "array")
+        return AxisOrder.parse(self.axes or SURE[len(shape)], shape, "array")
 
     @classmethod
     def _scene_names(cls, path: Path) -> tuple[str, ...]:  # noqa: ARG003 - an array is one image
@@ -83,6 +104,27 @@ class ArrayReader(SceneReader):
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def stores_of(array: Any) -> list[Location]:
+    """Return where the zarr arrays lie that an array reads from, as far as its graph shows them."""
+    if isinstance(array, zarr.Array):
+        return [place for place in [_place_of(array)] if place is not None]
+    places = set()
+    for layer in getattr(getattr(array, "dask", None), "layers", {}).values():
+        for node in islice(getattr(layer, "mapping", {}).values(), GRAPH_KEYS):
+            held = [node, getattr(node, "value", None), *getattr(node, "args", ())]
+            places |= {_place_of(one) for one in held if isinstance(one, zarr.Array)}
+    return sorted([place for place in places if place is not None], key=str)
+
+
+def _place_of(array: ZarrArray) -> Location | None:
+    store = array.store
+    if isinstance(store, LocalStore):
+        return Location.parse(store.root / array.path)
+    if isinstance(store, FsspecStore):
+        return Location.parse(f"{store.fs.unstrip_protocol(store.path)}/{array.path}")
+    return None
 
 
 def _has_client() -> bool:

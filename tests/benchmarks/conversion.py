@@ -1,6 +1,6 @@
 """Speed and memory of conversions, beside a plain copy of the same bytes and beside the peer.
 
-    python tests/benchmarks/conversion.py make KIND FILE MIB      # a file as vendors' tools write it
+    python tests/benchmarks/conversion.py make KIND FILE MIB      # a file, as vendors write it
     python tests/benchmarks/conversion.py ours FILE OUT [LEVELS]  # to_ome_zarr, LEVELS of a pyramid
     python tests/benchmarks/conversion.py floor KIND FILE OUT     # a plain copy, compressed
     python tests/benchmarks/conversion.py all FOLDER MIB [PEER]   # every kind, five rounds in turn

@@ -1,0 +1,167 @@
+"""Which files a folder or a pattern means, and where their names say that they belong."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from patchworks.errors import InputError, SourceNotFoundError
+
+FILE_AXES = "tcz"
+SUFFIXES = (".tif", ".tiff")
+MARKS = re.compile(
+    r"(?:^|[_\-. ])((?:(?:time|t|channel|ch|c|z)[_=]?\d+)+)(?=$|[_\-. ])", re.IGNORECASE
+)
+MARK = re.compile(r"(t|c|z)[a-z]*[_=]?(\d+)", re.IGNORECASE)
+PLACEHOLDER = re.compile(r"\{([tcz])\}")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Files on a grid of axes.
+
+    Parameters
+    ----------
+    axes : str
+        Axes along which there is more than one file.
+    shape : tuple of int
+        Number of files along each.
+    files : tuple of Path
+        In C order.
+    """
+
+    axes: str
+    shape: tuple[int, ...]
+    files: tuple[Path, ...]
+
+    @classmethod
+    def along(cls, axis: str, files: tuple[Path, ...]) -> Grid:
+        """Return files along one axis; a single file is along none."""
+        return cls(axis, (len(files),), files) if len(files) > 1 else cls("", (), files)
+
+    def __getitem__(self, place: Sequence[int]) -> Path:
+        index = 0
+        for i, n in zip(place, self.shape, strict=True):
+            index = index * n + i
+        return self.files[index]
+
+
+def is_sequence(path: Path) -> bool:
+    """Whether a path means several TIFF files: a pattern, or a folder that holds nothing else."""
+    if path.is_dir():
+        entries = _entries(path)
+        return bool(entries) and all(e.name.lower().endswith(SUFFIXES) for e in entries)
+    return not path.exists() and (_is_glob(str(path)) or _named(path) is not None)
+
+
+def natural_key(path: Path) -> tuple[tuple[int, int, str], ...]:
+    """Return a key by which names sort with their numbers by value.
+
+    Examples
+    --------
+    >>> [str(p) for p in sorted([Path("z10.tif"), Path("z2.tif")], key=natural_key)]
+    ['z2.tif', 'z10.tif']
+    """
+    words = re.split(r"(\d+)", str(path))
+    return tuple([(1, int(w), w) if w.isdigit() else (0, 0, w) for w in words if w])
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """Return the files of a sequence in natural order.
+
+    Raises
+    ------
+    SourceNotFoundError
+        If there are none.
+    """
+    if path.is_dir():
+        files = [e for e in _entries(path) if e.name.lower().endswith(SUFFIXES)]
+    else:
+        parts = path.with_name(PLACEHOLDER.sub("*", path.name)).parts
+        fixed = list(itertools.takewhile(lambda part: not _is_glob(part), parts))
+        rest = parts[len(fixed) :]
+        files = [f for f in Path(*fixed).glob(str(Path(*rest))) if f.is_file()] if rest else []
+        files = [f for f in files if _named(path) is None or _marks(f, path)]
+    if not files:
+        raise SourceNotFoundError(f"{path}: no TIFF file there; check the folder or the pattern")
+    return tuple(sorted(files, key=natural_key))
+
+
+def by_marks(files: Sequence[Path], path: Path) -> Grid | None:
+    """Return files on the grid that the marks in their names say, or None if there are no marks.
+
+    Raises
+    ------
+    InputError
+        If two files have the same place, or a place has none.
+    """
+    marks = [_marks(file, path) for file in files]
+    common = [a for a in FILE_AXES if all(a in mark for mark in marks)]
+    axes = "".join([a for a in common if len({mark[a] for mark in marks}) > 1])
+    if not axes:
+        return None
+    placed: dict[tuple[int, ...], Path] = {}
+    for file, mark in zip(files, marks, strict=True):
+        place = tuple([mark[a] for a in axes])
+        if place in placed:
+            raise InputError(
+                f"{path}: {placed[place].name} and {file.name} have the same {', '.join(axes)}; "
+                f"narrow the pattern, or name the files' axis with axes="
+            )
+        placed[place] = file
+    steps = [_steps({place[i] for place in placed}) for i in range(len(axes))]
+    missing = [
+        place for place in itertools.islice(itertools.product(*steps), 10**7) if place not in placed
+    ]
+    if missing:
+        shown = ["".join(f"{a}{n}" for a, n in zip(axes, place, strict=True)) for place in missing]
+        raise InputError(
+            f"{path}: {len(missing)} of the files are missing: {', '.join(shown[:8])}"
+            f"{' and more' if len(shown) > 8 else ''}; add them, or name the files' axis with axes="
+        )
+    shape = tuple([len(step) for step in steps])
+    return Grid(axes, shape, tuple([placed[place] for place in itertools.product(*steps)]))
+
+
+def _steps(numbers: set[int]) -> range:
+    """Return the evenly spaced numbers that reach from the least to the greatest."""
+    low, high = min(numbers), max(numbers)
+    step = math.gcd(*[n - low for n in numbers]) or 1
+    return range(low, high + 1, step)
+
+
+def _marks(file: Path, path: Path) -> dict[str, int]:
+    """Return the number after each mark in a file's name."""
+    named = _named(path)
+    if named is not None:
+        found = named.fullmatch(file.name)
+        return {} if found is None else {a: int(n) for a, n in found.groupdict().items()}
+    return {
+        axis.lower(): int(number)
+        for group in MARKS.findall(file.stem)
+        for axis, number in MARK.findall(group)
+    }
+
+
+def _named(path: Path) -> re.Pattern[str] | None:
+    """Return what matches names if the pattern has placeholders."""
+    if not PLACEHOLDER.search(path.name):
+        return None
+    words = PLACEHOLDER.split(path.name)
+    escaped = [re.escape(w).replace(r"\*", ".*").replace(r"\?", ".") for w in words[::2]]
+    return re.compile(
+        escaped[0]
+        + "".join(f"(?P<{a}>\\d+){w}" for a, w in zip(words[1::2], escaped[1:], strict=True))
+    )
+
+
+def _is_glob(text: str) -> bool:
+    return any(character in text for character in "*?[")
+
+
+def _entries(folder: Path) -> list[Path]:
+    return [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
