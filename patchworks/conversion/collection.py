@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shutil
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +91,12 @@ def plan_images(source: Any, target: PathLike, options: ConversionOptions) -> Co
     check_writable(place, "give another target")
     building = _building(place, fingerprint)
     parts = [
-        plan_scene(reader, building / str(index), options, name=plan.name)
-        for index, (reader, plan) in enumerate(zip(readers, planned, strict=True))
+        replace(
+            plan,
+            store=replace(plan.store, place=building / str(index)),
+            called=str(place / str(index)),
+        )
+        for index, plan in enumerate(planned)
     ]
     return CollectionPlan(place=place, parts=tuple(parts), source=identity, fingerprint=fingerprint)
 

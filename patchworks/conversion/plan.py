@@ -84,6 +84,8 @@ class ConversionPlan:
         Whether the file's own pyramid is taken over.
     pooled : bool
         Whether a voxel of a lower level stands for a whole cell of the level above.
+    called : str
+        What messages call the target, where that is not its place: a part of a collection.
     """
 
     reader: SceneReader
@@ -95,11 +97,17 @@ class ConversionPlan:
     fingerprint: str
     keeps_levels: bool = False
     pooled: bool = True
+    called: str = ""
 
     @property
     def place(self) -> Location:
         """Where the image is to be."""
         return self.store.place
+
+    @property
+    def target(self) -> str:
+        """What messages call the target."""
+        return self.called or str(self.place)
 
     @property
     def pyramid(self) -> PyramidPlan:
@@ -145,22 +153,8 @@ def plan_conversion(source: Any, target: PathLike, options: ConversionOptions) -
     return plan
 
 
-def plan_scene(
-    reader: SceneReader, place: Location, options: ConversionOptions, *, name: str | None = None
-) -> ConversionPlan:
-    """Return the plan for one scene; what is at the target is not looked at.
-
-    Parameters
-    ----------
-    reader : SceneReader
-        The image.
-    place : Location
-        Where it is to be.
-    options : ConversionOptions
-        What was asked for.
-    name : str, optional
-        Name of the image if the file gives it none; that of the place by default.
-    """
+def plan_scene(reader: SceneReader, place: Location, options: ConversionOptions) -> ConversionPlan:
+    """Return the plan for one scene; what is at the target is not looked at."""
     scene, version = reader.scene, _version(options.ngff_version)
     if scene.dtype.kind not in "biuf" or scene.dtype.itemsize > 8:
         raise InputError(
@@ -181,7 +175,7 @@ def plan_scene(
             pyramid.shards[0],
         )
     codec = _codec(options.codec)
-    identity, name = reader.identity(), scene.name or name or place.name
+    identity, name = reader.identity(), scene.name or place.name
     pooled = scene.pooled if keeps else True
     result = (pyramid, calibration, channels, name, version, codec, pooled)
     fingerprint = digest("conversion", FORMAT, identity, repr(result))

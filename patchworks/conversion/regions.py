@@ -136,7 +136,7 @@ WIDEST = 4096
 
 
 def _measured(plan: ConversionPlan, n_channels: int) -> list[tuple[float, float]]:
-    """Return the smallest and largest intensity of each channel on the smallest level."""
+    """Return the darkest and brightest intensities of each channel, but for a thousandth."""
     level = plan.pyramid.n_levels - 1
     array = plan.store.levels[level]
     names = plan.store.axis_names
@@ -155,6 +155,8 @@ def _measured(plan: ConversionPlan, n_channels: int) -> list[tuple[float, float]
             index.append(slice(channel, channel + 1) if name == "c" else slice(None, None, step))
         voxels = np.asarray(array[(*index, *middle)])
         finite = voxels[np.isfinite(voxels)] if voxels.dtype.kind == "f" else voxels
-        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+        low, high = (0.0, 1.0)
+        if finite.size:  # hot pixels would leave all else black
+            low, high = [float(v) for v in np.percentile(finite, (0.1, 99.9), method="nearest")]
         found.append((low, high if high > low else low + max(1.0, abs(low) / 2**20)))
     return found

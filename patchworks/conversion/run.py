@@ -66,7 +66,7 @@ def settle_finished(plan: ConversionPlan) -> ConversionReport:
     """Do what a kill right after the image was in its place left undone, and report."""
     plan.stage.remove()
     plan.reader.close()
-    return _nothing_done(plan, str(plan.place))
+    return _nothing_done(plan, plan.target)
 
 
 def _nothing_done(plan: ConversionPlan, target: str) -> ConversionReport:
@@ -106,7 +106,8 @@ def run_images(
     if is_whole(plan):
         for part in plan.parts:
             part.reader.close()
-        return [_nothing_done(part, str(plan.place)) for part in plan.parts]
+        say(f"{plan.place}: made from this file already", shown=progress)
+        return [_nothing_done(part, part.target) for part in plan.parts]
     reports = [
         run_conversion(part, choose_engine(part, max_workers), progress=progress)
         for part in plan.parts
@@ -169,7 +170,7 @@ class Timed:
         plan = self.plan
         n_regions = plan.pyramid.regions().n_tiles
         return ConversionReport(
-            str(plan.place), plan.n_bytes(0), n_regions, self.n_reused, self.seconds
+            plan.target, plan.n_bytes(0), n_regions, self.n_reused, self.seconds
         )
 
 
