@@ -161,6 +161,11 @@ def plan_scene(reader: SceneReader, place: Location, options: ConversionOptions)
             f"{reader.name}: voxels of dtype {scene.dtype}; expected booleans, integers or real "
             f"numbers, of 64 bits at most"
         )
+    if reader.is_labels:
+        raise InputError(
+            f"{reader.name}: a label image, whose pyramid is not made of means; write it into the "
+            f"store of its image with patchworks.plugins.ome_zarr.write_labels"
+        )
     if 0 in scene.shape:
         raise InputError(f"{reader.name}: shape {scene.shape}; there is no voxel in it")
     calibration = calibrate(scene, options.pixel_size, reader.name)

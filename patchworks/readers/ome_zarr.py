@@ -111,6 +111,11 @@ class ZarrReader(SceneReader):
                 )
         return AxisOrder.parse(axes, first.shape, self.name)
 
+    @property
+    def is_labels(self) -> bool:
+        """Whether this is a label image."""
+        return not isinstance(self._node, zarr.Array) and "image-label" in _ome(self._node)
+
     def identity(self) -> str:
         """Return a digest that changes when the image is written anew."""
         return digest(identity_of_zarr_array(self.levels[0]), self.order.held)

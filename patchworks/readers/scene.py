@@ -111,6 +111,11 @@ class SceneReader(ABC):
         """Whether other processes can read the image too."""
         return True
 
+    @property
+    def is_labels(self) -> bool:
+        """Whether the voxels are known to be labels, of which no mean must be made."""
+        return False
+
     def identity(self) -> str:
         """Return a digest that changes when one of the image's files is written anew."""
         files = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in self.scene.files]
