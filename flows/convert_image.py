@@ -19,6 +19,7 @@ from flows.server import prefect_server
 from patchworks.conversion import regions
 from patchworks.conversion.collection import (
     CollectionPlan,
+    begin_collection,
     is_whole,
     plan_images,
     publish_collection,
@@ -30,7 +31,9 @@ from patchworks.conversion.run import (
     check_reachable,
     is_finished,
     run_images,
+    settle_failed,
     settle_finished,
+    total_of,
 )
 from patchworks.errors import PatchworksError
 from patchworks.plan import PathLike
@@ -54,7 +57,7 @@ def convert_image(
     codec: str = "blosc",
     reader: str | None = None,
     max_workers: int | None = None,
-) -> list[ConversionReport]:
+) -> ConversionReport:
     """Convert an image to OME-Zarr as a Prefect flow on worker processes of this machine.
 
     Writes the same bytes as `patchworks.plugins.ome_zarr.to_ome_zarr`. Uses the Prefect server that
@@ -72,8 +75,8 @@ ngff_version, reuse_pyramid, overwrite, codec, reader
 
     Returns
     -------
-    list of ConversionReport
-        What was done, one per image.
+    ConversionReport
+        Where the image is and what was done; of all images together if there are several.
 
     Raises
     ------
@@ -103,10 +106,10 @@ ngff_version, reuse_pyramid, overwrite, codec, reader
     with prefect_server():
         runner = local_dask_runner(n_workers=max_workers)
         on_workers = convert_image_flow.with_options(task_runner=runner)  # type: ignore[arg-type]
-        reports: list[ConversionReport] = on_workers(
+        report: ConversionReport = on_workers(
             source=str(source), target=str(plan.place), run=tasks.Opaque(plan)
         )
-    return reports
+    return report
 
 
 @flow(
@@ -119,18 +122,19 @@ def convert_image_flow(
     source: str,  # noqa: ARG001 - shown as what the run was asked for
     target: str,  # noqa: ARG001
     run: tasks.Opaque[CollectionPlan],
-) -> list[ConversionReport]:
+) -> ConversionReport:
     """Write level 0 region by region, then the other levels, then the metadata."""
     logger = get_run_logger()
     send_library_logs("INFO")
     _ = FlowRunContext.get().task_runner.client  # type: ignore[union-attr] # starts the workers
     plan = run.held
+    begin_collection(plan)
     reports = [carry_out_conversion(part) for part in plan.parts]
     if plan.is_collection:
         publish_collection(plan)
-    for report in reports:
-        logger.info("%s", report)
-    return reports
+    report = total_of(plan, reports)
+    logger.info("%s", report)
+    return report
 
 
 def carry_out_conversion(plan: ConversionPlan) -> ConversionReport:
@@ -138,16 +142,14 @@ def carry_out_conversion(plan: ConversionPlan) -> ConversionReport:
     if is_finished(plan):
         return settle_finished(plan)
     with Timed(plan) as timed:
-        stage = results_of([tasks.set_up_conversion.submit(tasks.Opaque(plan))])[0]
         try:
+            stage = results_of([tasks.set_up_conversion.submit(tasks.Opaque(plan))])[0]
             for level in plan.passes:
                 batches = batches_of(regions.todo(plan, level))
                 results_of([tasks.convert_regions.submit(stage, level, b) for b in batches])
             results_of([tasks.finish_conversion.submit(stage)])
         except PatchworksError as error:
-            error.add_note(
-                f"what is written is kept in {plan.store.building}; the same call goes on"
-            )
+            settle_failed(plan, error, all_ended=True)
             raise
         finally:
             plan.reader.close()

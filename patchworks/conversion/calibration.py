@@ -10,6 +10,8 @@ from math import isfinite
 from numbers import Real
 from typing import Any
 
+import numpy as np
+
 from patchworks.errors import InputError
 from patchworks.io.ngff import Axis, Calibration, Channel
 from patchworks.readers.scene import Scene
@@ -41,7 +43,7 @@ def calibrate(scene: Scene, pixel_size: Mapping[str, float] | None, name: str) -
         If a size is not a positive number, or for an axis that is not there.
     """
     spacing, origin = dict(scene.spacing), dict(scene.origin)
-    for axis, size in _checked(pixel_size or {}, scene.axes, name).items():
+    for axis, size in _checked({} if pixel_size is None else pixel_size, scene.axes, name).items():
         spacing[axis] = (size, USER_UNITS.get(axis, "micrometer"))
         origin.pop(axis, None)  # it was in the unit of the size that the file says
     extents = dict(zip(scene.axes, scene.shape, strict=True))
@@ -69,19 +71,28 @@ def _checked(pixel_size: Mapping[str, float], axes: str, name: str) -> dict[str,
         )
     for axis, given in pixel_size.items():
         size: Any = given
-        is_number = isinstance(size, Real) and not isinstance(size, bool)
-        if axis not in axes or axis == "c":
+        if axis not in set(axes) - {"c"}:
             raise InputError(
                 f"pixel_size={dict(pixel_size)!r}: {name} has no axis {axis!r} with a size; its "
                 f"axes are {axes!r}"
             )
-        if not is_number or not isfinite(size) or size <= 0:
+        if not _is_size(size):
             raise InputError(
                 f"pixel_size={dict(pixel_size)!r}: the size on {axis!r} is {size!r}; expected "
                 f"{'seconds' if axis == 't' else 'micrometers'} > 0 ({name})"
             )
         sizes[axis] = float(size)
     return sizes
+
+
+def _is_size(size: Any) -> bool:
+    """Whether a value is a positive number that a file can hold."""
+    if isinstance(size, bool) or not isinstance(size, Real):
+        return False
+    try:
+        return isfinite(size) and float(size) > 0
+    except OverflowError:
+        return False
 
 
 def name_channels(
@@ -98,7 +109,10 @@ def name_channels(
     known = [_shown(channel) for channel in scene.channels]
     if channel_names is None:
         return tuple(known)
-    names = [channel_names] if isinstance(channel_names, str) else list(channel_names)
+    listed = isinstance(channel_names, (Sequence, np.ndarray)) and not isinstance(
+        channel_names, (str, bytes)
+    )
+    names: list[Any] = list(channel_names) if listed else [channel_names]
     if len(names) != n_channels or not all(isinstance(one, str) for one in names):
         raise InputError(
             f"channel_names={channel_names!r}: expected {n_channels} name(s), one per channel of "

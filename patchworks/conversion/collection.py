@@ -3,7 +3,7 @@
 ::
 
     target/          ome: {"bioformats2raw.layout": 3}
-    target/OME       ome: {"series": ["0", "1", ...]}
+    target/OME       ome: {"series": ["0", "1", ...]}, and METADATA.ome.xml
     target/0, 1, ... the images
 """
 
@@ -17,6 +17,7 @@ from typing import Any
 
 import zarr
 
+from patchworks.conversion.collection_xml import collection_xml
 from patchworks.conversion.plan import (
     ConversionOptions,
     ConversionPlan,
@@ -24,11 +25,12 @@ from patchworks.conversion.plan import (
     check_apart,
     check_target,
     made_from,
+    partial_of,
     plan_conversion,
     plan_scene,
 )
 from patchworks.fingerprint import digest
-from patchworks.io.level_store import ZARR_FORMAT
+from patchworks.io.level_store import PARTIAL_KEY, ZARR_FORMAT
 from patchworks.io.location import Location
 from patchworks.io.ngff import PROVENANCE_KEY
 from patchworks.io.writing import check_writable, writing
@@ -106,6 +108,25 @@ def is_whole(plan: CollectionPlan) -> bool:
     return plan.is_collection and made_from(plan.place).get("fingerprint") == plan.fingerprint
 
 
+def begin_collection(plan: CollectionPlan) -> None:
+    """Mark a collection in an object store as being written, in place of what was there.
+
+    On a local file system the images are written beside the place, and nothing is to be done.
+    """
+    if not plan.is_collection or plan.building != plan.place:
+        return
+    with writing(plan.place):
+        if partial_of(plan.place) == plan.fingerprint:
+            return
+        plan.place.remove()
+        group = zarr.open_group(
+            plan.place.store(read_only=False),
+            mode="w",
+            zarr_format=ZARR_FORMAT[plan.parts[0].store.version],
+        )
+        group.attrs[PARTIAL_KEY] = plan.fingerprint
+
+
 def publish_collection(plan: CollectionPlan) -> None:
     """Write the collection's own metadata and put it in its place."""
     version = plan.parts[0].store.version
@@ -121,6 +142,8 @@ def publish_collection(plan: CollectionPlan) -> None:
             store = (building / part if part else building).store(read_only=False)
             group = zarr.open_group(store, mode="a", zarr_format=ZARR_FORMAT[version])
             group.attrs.put(attributes)
+            if part == "OME" and (described := collection_xml(plan.parts)):
+                _put(building / "OME/METADATA.ome.xml", described)
         if building != plan.place:
             _replace(building.path, plan.place.path)
 
@@ -129,6 +152,14 @@ def _building(place: Location, fingerprint: str) -> Location:
     if not place.is_local:
         return place
     return Location(str(place.path.with_name(f".{place.path.name}.{fingerprint[:8]}.partial")))
+
+
+def _put(place: Location, content: bytes) -> None:
+    if place.is_local:
+        place.path.write_bytes(content)
+        return
+    filesystem, path = place.filesystem()
+    filesystem.pipe_file(path, content)
 
 
 def _replace(new: Path, place: Path) -> None:

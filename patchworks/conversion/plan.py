@@ -7,12 +7,13 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from patchworks.conversion.calibration import calibrate, name_channels
-from patchworks.errors import InputError, TargetExistsError
+from patchworks.errors import InputError, PatchworksError, TargetExistsError
 from patchworks.fingerprint import digest
 from patchworks.geometry.image_pyramid import (
     MANY_FILES,
@@ -147,15 +148,20 @@ def plan_conversion(source: Any, target: PathLike, options: ConversionOptions) -
     place = Location.parse(target, "target")
     check_apart(source, place)
     reader = open_reader(source, scene=options.scene, axes=options.axes, reader=options.reader)
-    plan = plan_scene(reader, place, options)
-    check_target(place, plan.fingerprint, plan.source, overwrite=options.overwrite)
-    check_writable(place, "give another target")
+    try:
+        plan = plan_scene(reader, place, options)
+        check_target(place, plan.fingerprint, plan.source, overwrite=options.overwrite)
+        check_writable(place, "give another target")
+    except PatchworksError:
+        reader.close()
+        raise
     return plan
 
 
 def plan_scene(reader: SceneReader, place: Location, options: ConversionOptions) -> ConversionPlan:
     """Return the plan for one scene; what is at the target is not looked at."""
     scene, version = reader.scene, _version(options.ngff_version)
+    _check_flags(options)
     if scene.dtype.kind not in "biuf" or scene.dtype.itemsize > 8:
         raise InputError(
             f"{reader.name}: voxels of dtype {scene.dtype}; expected booleans, integers or real "
@@ -220,6 +226,13 @@ def _plan_pyramid(
     itemsize = scene.dtype.itemsize
     if keeps:
         shapes = scene.shapes[:n_levels]
+        if any(
+            m > n for above, below in pairwise(shapes) for n, m in zip(above, below, strict=True)
+        ):
+            raise InputError(
+                f"reuse_pyramid=True: the source holds levels of shapes {shapes}, which do not get "
+                f"smaller; leave it out"
+            )
         return plan_kept_levels(scene.axes, shapes, itemsize, scene.block, layout)
     return plan_image_pyramid(scene.axes, scene.shape, itemsize, scene.block, layout)
 
@@ -238,6 +251,13 @@ def _sharded(shard: bool | None, version: Version) -> bool | None:
             raise InputError("shard=True: OME-NGFF 0.4 knows no shards; use ngff_version='0.5'")
         return False
     return None if shard is None else bool(shard)
+
+
+def _check_flags(options: ConversionOptions) -> None:
+    for name in ("shard", "reuse_pyramid", "overwrite"):  # "no" would be taken for True
+        value = getattr(options, name)
+        if not (isinstance(value, (bool, np.bool_)) or (name == "shard" and value is None)):
+            raise InputError(f"{name}={value!r}: expected True or False")
 
 
 def _version(version: str) -> Version:
@@ -276,7 +296,10 @@ def is_inside(inner: Location, outer: Location) -> bool:
     """Whether a location is another one or lies in it, by whatever way they are named."""
     if inner.is_local and outer.is_local:
         return inner.path.resolve().is_relative_to(outer.path.resolve())
-    return f"{inner.url}/".startswith(f"{outer.url}/")
+    if inner.is_local or outer.is_local:
+        return False
+    (first, inside), (second, around) = inner.filesystem(), outer.filesystem()
+    return type(first) is type(second) and f"{inside}/".startswith(f"{around}/")
 
 
 def made_from(place: Location) -> Mapping[str, Any]:
@@ -292,7 +315,7 @@ def check_target(place: Location, fingerprint: str, source: str, *, overwrite: b
     if not place.exists():
         return
     made = made_from(place)
-    if made.get("fingerprint") == fingerprint or _is_partial(place, fingerprint):
+    if made.get("fingerprint") == fingerprint or partial_of(place) == fingerprint:
         return
     if made.get("source") == source and not overwrite:
         raise TargetExistsError(
@@ -317,9 +340,9 @@ def _attributes(place: Location) -> dict[str, Any]:
     return {}
 
 
-def _is_partial(place: Location, fingerprint: str) -> bool:
-    """Whether an object store holds what an interrupted conversion of this kind left."""
-    return _attributes(place).get(PARTIAL_KEY) == fingerprint
+def partial_of(place: Location) -> Any:
+    """Return the fingerprint of the conversion that an interruption left at a place, or None."""
+    return _attributes(place).get(PARTIAL_KEY)
 
 
 def _is_image(place: Location) -> bool:

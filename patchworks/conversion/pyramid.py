@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -17,15 +18,17 @@ from patchworks.execution.machine import available_cores
 from patchworks.execution.progress import with_progress
 from patchworks.fingerprint import digest
 from patchworks.geometry.box import Box
+from patchworks.geometry.grid import ceil_div
 from patchworks.geometry.image_pyramid import ImageLayout, plan_image_pyramid
 from patchworks.geometry.pyramid import PyramidPlan
 from patchworks.io.conversion_stage import ConversionStage
 from patchworks.io.identity import identity_of_zarr_array
-from patchworks.io.level_store import PARTIAL_KEY
+from patchworks.io.level_store import PARTIAL_KEY, refresh_consolidated, remove_chunks
 from patchworks.io.location import Location, ZarrArray, open_array, open_group
 from patchworks.io.ngff import Calibration, Version, read_multiscale, with_levels
 from patchworks.io.source import NOT_ZARR, axes_of_array, open_node
 from patchworks.io.writing import writing
+from patchworks.readers.ome_zarr import axis_letters
 from patchworks.readers.scene import ORDER, Scene
 from patchworks.run import whole_number
 from patchworks.steps.levels import Pool, build_level
@@ -66,6 +69,9 @@ def extend_pyramid(
     progress: bool,
 ) -> None:
     """Add levels to an array of a group; see `patchworks.plugins.ome_zarr.add_pyramid`."""
+    workers = available_cores()
+    if max_workers is not None:
+        workers = whole_number("max_workers", max_workers, 1, 2**16)
     group = open_node(store)
     if isinstance(group, zarr.Array):
         raise InputError(f"{store}: an array; give the group that holds it, and base=its name")
@@ -75,13 +81,13 @@ def extend_pyramid(
     pyramid = _plan_levels(array, calibration, n_levels, downscale)
     fingerprint = digest("pyramid", identity_of_zarr_array(array), repr((pyramid, calibration)))
     stage = ConversionStage.beside(store, fingerprint)
-    with writing(store):
-        _begin(store, group, array, pyramid, fingerprint, stage)
     levels = _GroupLevels(store, base, pyramid)
+    with writing(store):
+        _begin(levels, array, fingerprint, stage)
     ome = attributes.get("ome", attributes)
     is_labels = isinstance(ome, Mapping) and "image-label" in ome
     pool: Pool = pool_labels if is_labels else pool_image
-    _build_levels(levels, stage, pool, max_workers or available_cores(), progress=progress)
+    _build_levels(levels, stage, pool, workers, progress=progress)
     version: Version = "0.4" if array.metadata.zarr_format == 2 else "0.5"
     with writing(store):
         described = with_levels(
@@ -91,6 +97,7 @@ def extend_pyramid(
         open_group(store, mode="r+").attrs.put(described)
         for level in range(1, pyramid.n_levels):
             del levels.arrays[level].attrs[PARTIAL_KEY]
+        refresh_consolidated(store)
         stage.remove()
 
 
@@ -104,12 +111,19 @@ def _plan_levels(
         downscale=whole_number("downscale", downscale, 2, 64),
         shard=array.shards is not None,
     )
-    names = "".join([axis.name for axis in calibration.axes])
+    names = axis_letters(calibration.axes)
     stored = array.shards or array.chunks
     plan = plan_image_pyramid(names, array.shape, array.dtype.itemsize, stored, layout)
     chunks = tuple([tuple(map(min, array.chunks, shape)) for shape in plan.shapes])
-    shards = None if plan.shards is None else chunks
-    return replace(plan, n_fused=1, chunks=chunks, shards=shards)
+    if array.shards is None:
+        return replace(plan, n_fused=1, chunks=chunks, shards=None)
+    shards = [
+        tuple(
+            [min(s, ceil_div(n, c) * c) for s, n, c in zip(array.shards, shape, chunk, strict=True)]
+        )
+        for shape, chunk in zip(plan.shapes, chunks, strict=True)
+    ]
+    return replace(plan, n_fused=1, chunks=chunks, shards=tuple(shards))
 
 
 def _build_levels(
@@ -136,11 +150,17 @@ def _build_levels(
 
 def _base(store: Location, group: zarr.Group, base: str) -> ZarrArray:
     try:
-        return open_array(store, base)
+        array = open_array(store, base)
     except NOT_ZARR as error:
         raise SourceNotFoundError(
             f"{store}: there is no array {base!r} in it; it holds {sorted(group.array_keys())[:8]}"
         ) from error
+    if array.dtype.kind not in "biuf" or 0 in array.shape:
+        raise InputError(
+            f"{store}/{base}: {array.dtype} {array.shape}; expected voxels that are booleans, "
+            f"integers or real numbers"
+        )
+    return array
 
 
 def _calibration(
@@ -154,7 +174,7 @@ def _calibration(
     """Return axes and scale of the base, as the metadata or the arguments have them."""
     found = read_multiscale(attributes, str(store))
     if found is None:
-        named = axes or "".join([axis.name for axis in axes_of_array(array)])
+        named = axes or axis_letters(axes_of_array(array))
         scene = Scene(
             name="", axes=_canonical(named, array, store), shapes=(array.shape,),
             dtype=array.dtype, block=array.chunks,
@@ -166,7 +186,7 @@ def _calibration(
             f"convert it with to_ome_zarr to a new store"
         )
     first = found.levels[0]
-    named = "".join([axis.name for axis in found.axes])
+    named = axis_letters(found.axes)
     if first.path != base or axes not in (None, named):
         raise InputError(
             f"{store}: its metadata name the array {first.path!r} with axes {named!r}; got "
@@ -190,16 +210,14 @@ def _canonical(named: str, array: ZarrArray, store: Location) -> str:
 
 
 def _begin(
-    store: Location,
-    group: zarr.Group,
-    array: ZarrArray,
-    pyramid: PyramidPlan,
-    fingerprint: str,
-    stage: ConversionStage,
+    levels: _GroupLevels, array: ZarrArray, fingerprint: str, stage: ConversionStage
 ) -> None:
     """Make the empty levels, or go on with those of an interrupted try."""
+    store, pyramid = levels.group, levels.pyramid
     names = [str(level) for level in range(1, pyramid.n_levels)]
-    marks = {name: group[name].attrs.get(PARTIAL_KEY) for name in names if name in group}
+    group = zarr.open_group(store.store(read_only=True), mode="r", use_consolidated=False)
+    there = [name for name in names if name in group or (store / name).exists()]
+    marks = {name: _mark(store / name) for name in there}
     foreign = [name for name, mark in marks.items() if mark is None]
     if foreign:
         raise TargetExistsError(
@@ -207,6 +225,7 @@ def _begin(
             f"could be added; they are never replaced: remove or rename them"
         )
     if stage.exists() and len(marks) == len(names) and set(marks.values()) == {fingerprint}:
+        _sweep(levels, stage)
         return
     stage.begin()
     writable = open_group(store, mode="r+")
@@ -221,6 +240,23 @@ def _begin(
             **_encoding_of(array),
         )
         made.attrs[PARTIAL_KEY] = fingerprint
+
+
+def _mark(level: Location) -> str | None:
+    """Return which try of ours made a level; None if something else is there."""
+    with suppress(*NOT_ZARR):
+        return str(open_array(level).attrs[PARTIAL_KEY])
+    return None
+
+
+def _sweep(levels: _GroupLevels, stage: ConversionStage) -> None:
+    """Remove what a kill cut off: a chunk may be read before it is written."""
+    if not levels.group.is_local:
+        return  # object stores put whole objects
+    for level in range(1, levels.pyramid.n_levels):
+        done, grid = stage.finished(level), levels.pyramid.regions(level)
+        todo = [grid[i].core for i in range(grid.n_tiles) if i not in done]
+        remove_chunks(levels.arrays[level], levels.group.path / str(level), todo)
 
 
 def _encoding_of(array: ZarrArray) -> dict[str, Any]:

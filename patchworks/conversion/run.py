@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import partial
 from math import prod
 
 from patchworks.conversion import regions
-from patchworks.conversion.collection import CollectionPlan, is_whole, publish_collection
+from patchworks.conversion.collection import (
+    CollectionPlan,
+    begin_collection,
+    is_whole,
+    publish_collection,
+)
 from patchworks.conversion.plan import ConversionPlan, made_from
 from patchworks.conversion.regions import StoredPlan
 from patchworks.errors import InputError, PatchworksError
@@ -101,20 +108,39 @@ def check_reachable(plan: ConversionPlan) -> None:
 
 def run_images(
     plan: CollectionPlan, *, max_workers: int | None = None, progress: bool = True
-) -> list[ConversionReport]:
-    """Carry out the conversion of one image, or of all images of a file; returns a report each."""
+) -> ConversionReport:
+    """Carry out the conversion of one image, or of all images of a file."""
     if is_whole(plan):
-        for part in plan.parts:
-            part.reader.close()
-        say(f"{plan.place}: made from this file already", shown=progress)
-        return [_nothing_done(part, part.target) for part in plan.parts]
+        return settle_whole(plan, progress=progress)
+    begin_collection(plan)
     reports = [
         run_conversion(part, choose_engine(part, max_workers), progress=progress)
         for part in plan.parts
     ]
     if plan.is_collection:
         publish_collection(plan)
-    return reports
+    return total_of(plan, reports)
+
+
+def settle_whole(plan: CollectionPlan, *, progress: bool) -> ConversionReport:
+    """Report that a collection is in its place already."""
+    for part in plan.parts:
+        part.reader.close()
+    report = total_of(plan, [_nothing_done(part, part.target) for part in plan.parts])
+    logger.info("%s", report)
+    say(str(report), shown=progress)
+    return report
+
+
+def total_of(plan: CollectionPlan, reports: Sequence[ConversionReport]) -> ConversionReport:
+    """Return what was done for all images together."""
+    return ConversionReport(
+        str(plan.place),
+        sum(report.n_bytes for report in reports),
+        sum(report.n_regions for report in reports),
+        sum(report.n_reused for report in reports),
+        sum(report.seconds for report in reports),
+    )
 
 
 def run_conversion(
@@ -127,18 +153,14 @@ def run_conversion(
         say(str(report), shown=progress)
         return report
     with Timed(plan) as timed:
-        regions.begin(plan)
         sent = _stored(plan) if executor.crosses_processes else plan
         try:
+            regions.begin(plan)
             for level in plan.passes:
                 _one_pass(sent, level, executor, progress=progress)
             regions.publish(plan)
         except (PatchworksError, KeyboardInterrupt) as error:
-            n_done = plan.pyramid.regions().n_tiles - len(regions.todo(plan, 0))
-            error.add_note(
-                f"{n_done} of {plan.pyramid.regions().n_tiles} regions are written and kept in "
-                f"{plan.store.building}; the same call goes on from there"
-            )
+            settle_failed(plan, error, all_ended=not executor.crosses_processes)
             raise
         finally:
             plan.reader.close()
@@ -146,6 +168,33 @@ def run_conversion(
     logger.info("%s", report)
     say(str(report), shown=progress)
     return report
+
+
+def settle_failed(plan: ConversionPlan, error: BaseException, *, all_ended: bool) -> None:
+    """Note on an error what is kept of the conversion that it ended, or leave nothing behind.
+
+    Parameters
+    ----------
+    plan : ConversionPlan
+        The conversion.
+    error : BaseException
+        What ended it.
+    all_ended : bool
+        Whether nothing writes any longer, so that what is begun may be removed.
+    """
+    n_regions = plan.pyramid.regions().n_tiles
+    n_done = n_regions - len(regions.todo(plan, 0))
+    if n_done == 0 and all_ended and plan.place.is_local:
+        plan.stage.remove()
+        plan.store.building.remove()
+        if plan.called:  # a part of a collection, whose folder may be empty now
+            with suppress(OSError):
+                plan.place.path.parent.rmdir()
+        return
+    error.add_note(
+        f"{n_done} of {n_regions} regions are written and kept in {plan.store.building}; the same "
+        f"call goes on from there"
+    )
 
 
 class Timed:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from patchworks.conversion.plan import made_from
+from patchworks.conversion.plan import is_inside, made_from, places_of
 from patchworks.errors import InputError, SourceNotFoundError
 from patchworks.execution.executor import Batch, ThreadExecutor, batched
 from patchworks.execution.machine import available_cores
@@ -20,6 +22,7 @@ from patchworks.io.location import Location
 from patchworks.io.ngff import Calibration
 from patchworks.io.source import FoundArray, find_array
 from patchworks.io.writing import writing
+from patchworks.readers.ome_zarr import axis_letters
 from patchworks.readers.registry import open_reader
 from patchworks.readers.scene import SceneReader
 from patchworks.run import whole_number
@@ -40,49 +43,104 @@ def write_label_image(
     progress: bool,
 ) -> Location:
     """Write labels to ``labels/<name>`` of an image's store; returns where they are."""
+    workers = available_cores()
+    if max_workers is not None:
+        workers = whole_number("max_workers", max_workers, 1, 2**16)
     found = find_array(store, 0)
     if found.group is None or found.level is None or found.axes is None:
         raise SourceNotFoundError(
             f"{store}: not an OME-Zarr image; give the store of the image that the labels belong to"
         )
-    calibration, shape = _label_axes(found, labels)
-    axes = "".join([axis.name for axis in calibration.axes])
-    is_path = isinstance(labels, str) or hasattr(labels, "__fspath__")
-    reader = open_reader(labels, axes=None if is_path else axes)
-    if reader.scene.shape != shape:
-        raise InputError(
-            f"{reader.name}: labels of shape {reader.scene.shape} for {store}; expected {shape}, "
-            f"axes {axes}"
-        )
-    dtype = _label_dtype(reader)
-    if n_levels is None:
-        n_levels = found.n_levels if found.n_levels > 1 else DEFAULT_LEVELS
-    layout = ImageLayout(n_levels=whole_number("n_levels", n_levels, 1, 32))
-    pyramid = plan_image_pyramid(axes, shape, dtype.itemsize, reader.scene.block, layout)
-    target = LabelTarget.inside(found.group, _plain(name), found.version, calibration)
-    fingerprint = digest("labels", reader.identity(), repr((pyramid, calibration)), name)
-    target.check(fingerprint, overwrite=overwrite)
-    if made_from(target.location).get("fingerprint") == fingerprint:
-        target.register()
-        return target.location
-    target.check_writable()
-    image = LabelImage(target, pyramid, dtype, fingerprint)
-    executor = ThreadExecutor(max_workers or available_cores())
-    with writing(target.location):
-        image.create()
-    for level in (0, *range(pyramid.n_fused, pyramid.n_levels)):
-        todo = range(pyramid.regions(level).n_tiles)
-        work = partial(_write, image, reader, level)
-        results = executor.map(work, batched(todo, executor.max_batches))
-        what = f"write {name}" if level == 0 else f"level {level}"
-        for _ in with_progress(
-            results, total=len(todo), what=what, unit="region", shown=progress, count=int
-        ):
-            pass
-    reader.close()
-    with writing(target.location):
-        image.publish({"fingerprint": fingerprint})
+    reader, calibration = _open_labels(labels, found, store)
+    with closing(reader):
+        dtype = _label_dtype(reader)
+        if n_levels is None:
+            n_levels = found.n_levels if found.n_levels > 1 else DEFAULT_LEVELS
+        layout = ImageLayout(n_levels=whole_number("n_levels", n_levels, 1, 32))
+        scene = reader.scene
+        axes = axis_letters(calibration.axes)
+        pyramid = plan_image_pyramid(axes, scene.shape, dtype.itemsize, scene.block, layout)
+        target = LabelTarget.inside(found.group, _plain(name), found.version, calibration)
+        fingerprint = digest("labels", reader.identity(), repr((pyramid, calibration)), name)
+        _check_apart(labels, target.location)
+        target.check(fingerprint, overwrite=overwrite)
+        if made_from(target.location).get("fingerprint") == fingerprint:
+            target.register()
+            return target.location
+        target.check_writable()
+        image = LabelImage(target, pyramid, dtype, fingerprint)
+        _write_levels(image, reader, ThreadExecutor(workers), progress=progress)
     return target.location
+
+
+def _write_levels(
+    image: LabelImage, reader: SceneReader, executor: ThreadExecutor, *, progress: bool
+) -> None:
+    """Write all levels and publish them; nothing stays of what fails."""
+    place, pyramid = image.target.location, image.pyramid
+    with ExitStack() as undo:
+        undo.callback(_discard, image)
+        with writing(place):
+            image.create()
+        for level in (0, *range(pyramid.n_fused, pyramid.n_levels)):
+            todo = range(pyramid.regions(level).n_tiles)
+            work = partial(_write, image, reader, level)
+            results = executor.map(work, batched(todo, executor.max_batches))
+            what = f"write {image.target.name}" if level == 0 else f"level {level}"
+            for _ in with_progress(
+                results, total=len(todo), what=what, unit="region", shown=progress, count=int
+            ):
+                pass
+        undo.pop_all()
+    with writing(place):
+        image.publish({"fingerprint": image.fingerprint})
+
+
+def _discard(image: LabelImage) -> None:
+    """Delete what is written of a label image that does not become whole."""
+    image.store.building.remove()
+    if image.target.location.is_local:
+        with suppress(OSError):  # there are others in it
+            image.target.location.path.parent.rmdir()
+
+
+def _check_apart(labels: Any, place: Location) -> None:
+    """Raise InputError if the labels are read from the label image that would be replaced."""
+    for here in places_of(labels):
+        if is_inside(here, place):
+            raise InputError(
+                f"{place}: the source of the labels, {here}, lies in it; give another name"
+            )
+
+
+def _open_labels(
+    labels: Any, found: FoundArray, store: Location
+) -> tuple[SceneReader, Calibration]:
+    """Return the labels' reader, and their axes: those of the image without its channels.
+
+    One time point of an image need not be a time axis of its labels.
+    """
+    axes, shape, level = found.axes or (), found.stored.array.shape, found.level
+    assert level is not None
+    kept = [i for i, axis in enumerate(axes) if axis.type != "channel"]
+    still = [i for i in kept if axes[i].type != "time" or shape[i] > 1]
+    if isinstance(labels, (str, os.PathLike)):
+        reader = open_reader(labels)
+        chosen = kept if len(reader.scene.shape) == len(kept) else still
+    else:
+        chosen = kept if getattr(labels, "ndim", 0) == len(kept) else still
+        reader = open_reader(labels, axes=axis_letters([axes[i] for i in chosen]))
+    expected = tuple([shape[i] for i in chosen])
+    if reader.scene.shape != expected:
+        raise InputError(
+            f"{reader.name}: labels of shape {reader.scene.shape} for {store}; expected "
+            f"{expected}, axes {axis_letters([axes[i] for i in chosen])}"
+        )
+    return reader, Calibration(
+        tuple([axes[i] for i in chosen]),
+        tuple([level.scale[i] for i in chosen]),
+        tuple([level.translation[i] for i in chosen]),
+    )
 
 
 def _plain(name: str) -> str:
@@ -93,23 +151,6 @@ def _plain(name: str) -> str:
     return name
 
 
-def _label_axes(found: FoundArray, labels: Any) -> tuple[Calibration, tuple[int, ...]]:
-    """Return axes and shape that labels of an image have: all but the channels."""
-    level, axes, array = found.level, found.axes, found.stored.array
-    assert level is not None
-    assert axes is not None
-    kept = [i for i, axis in enumerate(axes) if axis.type != "channel"]
-    times = [i for i in kept if axes[i].type == "time" and array.shape[i] == 1]
-    if times and getattr(labels, "ndim", len(kept) - 1) == len(kept) - 1:
-        kept.remove(times[0])  # one time point is no time axis
-    calibration = Calibration(
-        tuple([axes[i] for i in kept]),
-        tuple([level.scale[i] for i in kept]),
-        tuple([level.translation[i] for i in kept]),
-    )
-    return calibration, tuple([array.shape[i] for i in kept])
-
-
 def _label_dtype(reader: SceneReader) -> np.dtype:
     found = reader.scene.dtype
     if found.kind not in "iu":
@@ -117,6 +158,9 @@ def _label_dtype(reader: SceneReader) -> np.dtype:
             f"{reader.name}: labels of dtype {found}; expected integers, one per object "
             f"(scipy.ndimage.label makes them from a mask)"
         )
+    held = getattr(reader, "array", None)
+    if found.kind == "i" and isinstance(held, np.ndarray) and held.min(initial=0) < 0:
+        raise InputError(f"{reader.name}: the negative label {held.min()}; labels are 0 or more")
     return np.dtype(np.uint32 if found.itemsize <= 4 else np.uint64)
 
 

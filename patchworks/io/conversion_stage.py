@@ -28,8 +28,10 @@ class ConversionStage:
         parent, _, name = place.url.rpartition("/")
         return cls(Location(f"{parent}/.{name}.{fingerprint[:8]}.stage"))
 
-    def _at(self, part: str) -> tuple[Any, str]:
-        filesystem, path = url_to_fs((self.root / part).url, use_listings_cache=False)
+    def _at(self, part: str = "") -> tuple[Any, str]:
+        # Not from a listing that was made before: what it lacks would be taken for not done.
+        place = self.root / part if part else self.root
+        filesystem, path = url_to_fs(place.url, use_listings_cache=False)
         return filesystem, path
 
     def begin(self) -> None:
@@ -40,7 +42,8 @@ class ConversionStage:
 
     def exists(self) -> bool:
         """Whether the stage is there."""
-        return self.root.exists()
+        filesystem, path = self._at()
+        return bool(filesystem.exists(path))
 
     def write(self, part: str, content: bytes) -> None:
         """Write a file of the stage, so that it is there as a whole or not at all."""
@@ -73,4 +76,8 @@ class ConversionStage:
 
     def remove(self) -> None:
         """Delete the stage."""
-        self.root.remove()
+        if self.root.is_local:
+            self.root.remove()
+        elif self.exists():
+            filesystem, path = self._at()
+            filesystem.rm(path, recursive=True)

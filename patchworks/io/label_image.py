@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import zarr
 from patchworks.errors import InputError, TargetExistsError
 from patchworks.geometry.box import Box
 from patchworks.geometry.pyramid import PyramidPlan
-from patchworks.io.level_store import PARTIAL_KEY, ZARR_FORMAT, LevelStore
+from patchworks.io.level_store import PARTIAL_KEY, ZARR_FORMAT, LevelStore, refresh_consolidated
 from patchworks.io.location import Location, open_group
 from patchworks.io.ngff import (
     PROVENANCE_KEY,
@@ -94,18 +93,7 @@ class LabelTarget:
         after = with_label_listed(before, self.version, self.name)
         if after != before:
             group.attrs.put(after)
-            self._consolidate(self.image_group)
-
-    def _consolidate(self, image_group: Location) -> None:
-        """Bring the image's consolidated metadata up to date, if it has any."""
-        image = open_group(image_group, mode="r+")
-        if image.metadata.consolidated_metadata is None:
-            return
-        with warnings.catch_warnings():  # consolidated metadata are no part of zarr 3; it has them
-            warnings.simplefilter("ignore", UserWarning)
-            zarr.consolidate_metadata(
-                image_group.store(read_only=False), zarr_format=ZARR_FORMAT[self.version]
-            )
+            refresh_consolidated(self.image_group)
 
     def check(self, fingerprint: str, *, overwrite: bool) -> None:
         """Raise unless this run may write here; the run that made what is there always may.
@@ -194,3 +182,5 @@ class LabelImage:
         )
         self.store.publish({**attributes, PROVENANCE_KEY: dict(provenance)})
         target.register()
+        if target.image_group is not None:
+            refresh_consolidated(target.image_group)

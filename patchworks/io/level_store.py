@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import functools
 import shutil
+import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import Any, Literal
 
 import numcodecs
@@ -132,16 +134,7 @@ class LevelStore:
         for stray in self.building.path.rglob("*.partial"):
             stray.unlink(missing_ok=True)
         for level, boxes in unwritten.items():
-            array = self.levels[level]
-            folder, stored = self.building.path / str(level), array.shards or array.chunks
-            for box in boxes:
-                spans = [
-                    range(a // s, ceil_div(b, s))
-                    for a, b, s in zip(box.start, box.stop, stored, strict=True)
-                ]
-                for coordinates in product(*spans):
-                    key = array.metadata.encode_chunk_key(coordinates)
-                    (folder / key).unlink(missing_ok=True)
+            remove_chunks(self.levels[level], self.building.path / str(level), boxes)
 
     def boxes_of(self, todo: Mapping[int, Iterable[int]]) -> dict[int, list[Box]]:
         """Return the boxes per level that the regions of each pass, by its level, write."""
@@ -195,3 +188,28 @@ class LevelStore:
             place.rename(old)
         self.building.path.rename(place)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_chunks(array: ZarrArray, folder: Path, boxes: Iterable[Box]) -> None:
+    """Delete the stored objects of an array in a local folder that hold voxels of the boxes."""
+    stored = array.shards or array.chunks
+    for box in boxes:
+        spans = [
+            range(a // s, ceil_div(b, s))
+            for a, b, s in zip(box.start, box.stop, stored, strict=True)
+        ]
+        for coordinates in product(*spans):
+            key = array.metadata.encode_chunk_key(coordinates)
+            (folder / key).unlink(missing_ok=True)
+
+
+def refresh_consolidated(place: Location) -> None:
+    """Bring a group's consolidated metadata up to date, if it has any."""
+    group = open_group(place, mode="r+")
+    if group.metadata.consolidated_metadata is None:
+        return
+    with warnings.catch_warnings():  # consolidated metadata are no part of zarr 3; it has them
+        warnings.simplefilter("ignore", UserWarning)
+        zarr.consolidate_metadata(
+            place.store(read_only=False), zarr_format=group.metadata.zarr_format
+        )

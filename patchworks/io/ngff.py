@@ -194,8 +194,7 @@ def label_attributes(
         "name": name,
         "axes": [axis.as_dict for axis in calibration.axes],
         "datasets": _datasets(calibration, pyramid),
-        "type": "mode",
-        "metadata": {"description": "most frequent label of each cell; ties go to the object"},
+        **_method("mode"),
     }
     label: dict[str, Any] = {} if source is None else {"source": {"image": source}}
     if version == "0.4":
@@ -222,7 +221,7 @@ def image_attributes(
     version, name, calibration, pyramid
         As in `label_attributes`.
     pooled : bool
-        Whether a voxel of a level is the mean of a cell; else it is the first voxel of the cell.
+        Whether a voxel of a level stands for a cell; else it is the first voxel of the cell.
     omero : mapping, optional
         How the channels are shown, see `omero_of`.
     """
@@ -230,7 +229,7 @@ def image_attributes(
         "name": name,
         "axes": [axis.as_dict for axis in calibration.axes],
         "datasets": _datasets(calibration, pyramid, pooled=pooled),
-        "type": "mean" if pooled else "nearest",
+        **_method("mean" if pyramid.scales is None else "kept"),
     }
     shown = {} if omero is None else {"omero": dict(omero)}
     if version == "0.4":
@@ -266,7 +265,9 @@ def with_levels(
     kept = dict(attributes)
     ome = dict(kept.get("ome", {})) if version == "0.5" else kept
     first = dict(ome["multiscales"][0]) if ome.get("multiscales") else {"name": name}
-    first.update(axes=[axis.as_dict for axis in calibration.axes], datasets=datasets, type=method)
+    first.update(
+        axes=[axis.as_dict for axis in calibration.axes], datasets=datasets, **_method(method)
+    )
     first.pop("coordinateTransformations", None)  # those of the whole are in the levels' now
     if version == "0.4":
         first["version"] = version
@@ -274,6 +275,18 @@ def with_levels(
         ome["version"] = version
     ome["multiscales"] = [first, *ome.get("multiscales", [])[1:]]
     return {**kept, "ome": ome} if version == "0.5" else ome
+
+
+METHODS = {
+    "mean": "mean of each cell; integers are rounded to the nearest",
+    "mode": "most frequent label of each cell; ties go to the object",
+    "kept": "levels as the source has them",
+}
+
+
+def _method(name: str) -> dict[str, Any]:
+    """Return how levels are made, as the specification says it."""
+    return {"type": name, "metadata": {"description": METHODS[name]}}
 
 
 PALETTE = ("00FFFF", "FF00FF", "FFFF00", "FF0000", "00FF00", "0000FF")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from patchworks.io.identity import identity_of_zarr_array
 from patchworks.io.location import Location, ZarrArray, open_array
 from patchworks.io.ngff import Axis, Multiscale, read_channels, read_multiscale
 from patchworks.io.source import axes_of_array, component_of, open_node
+from patchworks.readers.array import SURE
 from patchworks.readers.axes import AxisOrder
 from patchworks.readers.scene import Scene, SceneReader
 
@@ -101,15 +103,25 @@ class ZarrReader(SceneReader):
         """The axes as they are stored."""
         first = self.levels[0]
         if self._multiscale is None:
-            axes = self.axes or _named(axes_of_array(first))
+            axes = self.axes or self._axes_of(first)
         else:
-            axes = _named(self._multiscale.axes)
+            axes = axis_letters(self._multiscale.axes)
             if self.axes is not None and self.axes.lower() != axes:
                 raise InputError(
                     f"{self.image}: axes={self.axes!r}, but its metadata say {axes!r}; leave axes "
                     f"out"
                 )
         return AxisOrder.parse(axes, first.shape, self.name)
+
+    def _axes_of(self, array: ZarrArray) -> str:
+        """Return the axes of an array without metadata, where they are sure."""
+        named = getattr(array.metadata, "dimension_names", None) or ()
+        if array.ndim not in SURE and not all(named or [None]):
+            raise InputError(
+                f"{self.name}: an array of shape {array.shape} that does not say what its axes "
+                f"are; say it, such as axes='czyx' or axes='tzyx'"
+            )
+        return axis_letters(axes_of_array(array))
 
     @property
     def is_labels(self) -> bool:
@@ -118,7 +130,8 @@ class ZarrReader(SceneReader):
 
     def identity(self) -> str:
         """Return a digest that changes when the image is written anew."""
-        return digest(identity_of_zarr_array(self.levels[0]), self.order.held)
+        levels = [identity_of_zarr_array(level) for level in self.levels]
+        return digest(levels, self.order.held)
 
     def _describe(self) -> Scene:
         first, order, multiscale = self.levels[0], self.order, self._multiscale
@@ -178,7 +191,7 @@ def _multiscale_name(location: Location) -> str:
     return "" if found is None else found.name
 
 
-def _named(axes: tuple[Axis, ...]) -> str:
+def axis_letters(axes: Sequence[Axis]) -> str:
     """Return one letter per axis, by type where that tells."""
     return "".join([KINDS.get(axis.type or "", axis.name.lower()) for axis in axes])
 
@@ -188,7 +201,8 @@ def _placed(
 ) -> tuple[dict[str, tuple[float, str | None]], dict[str, float], bool]:
     """Return spacing and origin where the metadata give them, and how levels were sampled.
 
-    A scale of 1 without a unit is what a writer puts that knows no size: it is left out.
+    A scale of 1 without a unit is what a writer puts that knows no size: it is left out, as is one
+    that can be no size.
     """
     if multiscale is None:
         return {}, {}, True
@@ -198,9 +212,11 @@ def _placed(
     for name, axis, scale, shift in zip(
         order.held, multiscale.axes, first.scale, first.translation, strict=True
     ):
-        if name != "c" and (axis.unit is not None or scale != 1):
+        if name == "c" or not (isfinite(scale) and scale > 0):
+            continue
+        if axis.unit is not None or scale != 1:
             spacing[name] = (scale, axis.unit)
-        if name != "c" and shift:
+        if shift and isfinite(shift):
             origin[name] = shift
     pooled = True
     if len(multiscale.levels) > 1:

@@ -13,7 +13,12 @@ from typing import Any
 import numpy as np
 import zarr
 
-from patchworks.errors import InputError, MissingExtraError, SourceNotFoundError
+from patchworks.errors import (
+    InputError,
+    MissingExtraError,
+    PatchworksError,
+    SourceNotFoundError,
+)
 from patchworks.io.location import Location
 from patchworks.readers.array import ArrayReader
 from patchworks.readers.ome_zarr import ZarrReader
@@ -49,8 +54,8 @@ class Format:
     extra: str | None = None
     takes_axes: bool = False
 
-    def load(self) -> type[SceneReader]:
-        """Return the reader's class.
+    def load(self, location: Location) -> type[SceneReader]:
+        """Return the reader's class, to read what is at a location.
 
         Raises
         ------
@@ -61,8 +66,8 @@ class Format:
             module = import_module(f"patchworks.readers.{self.name}")
         except ImportError as error:
             raise MissingExtraError(
-                f"the reader {self.name!r} needs a package that is not installed ({error}); "
-                f"install it with pip install 'patchworks[{self.extra}]'"
+                f"{location}: the reader {self.name!r} needs a package that is not installed "
+                f"({error}); install it with pip install 'patchworks[{self.extra}]'"
             ) from error
         found: type[SceneReader] = getattr(module, self.reader)
         return found
@@ -140,7 +145,11 @@ def open_reader(
     """
     names, opener = _opener(source, axes, reader)
     opened = opener(_scene_index(scene, names, _name_of(source)))
-    _ = opened.scene  # what is damaged fails here, before any work
+    try:
+        _ = opened.scene  # what is damaged fails here, before any work
+    except PatchworksError:
+        opened.close()
+        raise
     return opened
 
 
@@ -150,7 +159,11 @@ def scene_names(source: Any, *, reader: str | None = None) -> tuple[str, ...]:
 
 
 def _opener(source: Any, axes: str | None, reader: str | None) -> tuple[tuple[str, ...], Opener]:
+    if isinstance(axes, str) and not axes:
+        raise InputError(f"axes={axes!r}: expected one letter per axis, such as axes='czyx'")
     if isinstance(source, (np.ndarray, zarr.Array)) or hasattr(source, "__dask_graph__"):
+        if reader is not None:
+            raise InputError(f"reader={reader!r}: the source is an array; leave reader out")
         array = ArrayReader(source, axes)
         return ("",), lambda _: array
     if not isinstance(source, (str, os.PathLike)):
@@ -166,9 +179,19 @@ def _opener(source: Any, axes: str | None, reader: str | None) -> tuple[tuple[st
             f"{location}: there is no zarr store at this URL; files of other formats are read from "
             f"local paths: copy it here first"
         )
+    return _file_opener(location, axes, reader)
+
+
+def _file_opener(
+    location: Location, axes: str | None, reader: str | None
+) -> tuple[tuple[str, ...], Opener]:
     chosen = _format_of(location.path) if reader is None else _format_named(reader)
-    found = chosen.load()
+    if not (location.exists() or _may_be_sequence(location.path)):
+        raise SourceNotFoundError(f"{location}: there is nothing at this path")
+    found = chosen.load(location)
     names = found.scene_names(location.path)
+    if not names:
+        raise SourceNotFoundError(f"{location}: there is no image in it; the file may be damaged")
     if axes is None:
         return names, partial(found, location.path)
     if not chosen.takes_axes:
@@ -186,8 +209,9 @@ def _name_of(source: Any) -> str:
 
 def is_zarr(location: Location) -> bool:
     """Return whether a zarr store is, or should be, at a location."""
-    if not location.is_local:
-        return location.exists()
+    found = location.exists()
+    if not (found and location.is_local):
+        return found
     folder = location.path
     marks = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
     return folder.is_dir() and (

@@ -120,12 +120,8 @@ def pool_image(voxels: np.ndarray, factor: tuple[int, ...]) -> np.ndarray:
     kind, wide = voxels.dtype.kind, voxels.dtype.itemsize == 8
     if voxels.dtype in FAST and factor[-2:] == (2, 2) and set(factor[:-2]) <= {1}:
         return _mean_of_four(voxels)
-    if kind in "iu" and wide:  # beyond float64: average the distances to the smallest voxel
-        base = voxels.min()
-        distances = (voxels.view(np.uint64) - base.view(np.uint64)).astype(np.float64)
-        rounded = np.rint(_means(distances, factor)).astype(np.uint64)
-        total: np.ndarray = rounded.view(voxels.dtype) + base
-        return total
+    if kind in "iu" and wide:  # beyond what float64 can tell apart
+        return _means_of_64_bits(voxels, factor)
     means: np.ndarray = _means(voxels.astype(np.float64), factor)
     if kind == "b":
         return means > 0.5
@@ -165,6 +161,22 @@ def _mean_of_four(voxels: np.ndarray) -> np.ndarray:
             sums >>= 2
             mean[top // 2 : top // 2 + len(sums)] = sums
     return out
+
+
+def _means_of_64_bits(voxels: np.ndarray, factor: tuple[int, ...]) -> np.ndarray:
+    """Return the mean of every cell, exactly: the upper and the lower 32 bits are summed apart."""
+    high, low = (voxels >> 32).astype(np.int64), (voxels & 0xFFFFFFFF).astype(np.int64)
+    counts = np.ones((1,) * voxels.ndim, np.int64)
+    for axis, f in enumerate(factor):
+        starts = np.arange(0, voxels.shape[axis], f)
+        high, low = [np.add.reduceat(part, starts, axis) for part in (high, low)]
+        shape = [-1 if a == axis else 1 for a in range(voxels.ndim)]
+        counts = counts * np.diff([*starts, voxels.shape[axis]]).reshape(shape)
+    upper, rest = np.divmod(high, counts)
+    lower, rest = np.divmod((rest << 32) + low, counts)
+    lower += (2 * rest > counts) | ((2 * rest == counts) & (lower & 1 == 1))
+    total: np.ndarray = (upper.astype(voxels.dtype) << 32) + lower.astype(voxels.dtype)
+    return total
 
 
 def _means(values: np.ndarray, factor: tuple[int, ...]) -> np.ndarray:

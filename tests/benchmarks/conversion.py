@@ -2,15 +2,16 @@
 
     python tests/benchmarks/conversion.py make KIND FILE MIB      # a file, as vendors write it
     python tests/benchmarks/conversion.py ours FILE OUT [LEVELS]  # to_ome_zarr, LEVELS of a pyramid
-    python tests/benchmarks/conversion.py floor KIND FILE OUT     # a plain copy, compressed
-    python tests/benchmarks/conversion.py all FOLDER MIB [PEER]   # every kind, five rounds in turn
+    python tests/benchmarks/conversion.py floor KIND FILE OUT [LEVELS]  # a plain copy, compressed
+    python tests/benchmarks/conversion.py all FOLDER MIB [PEER]   # every kind, three rounds in turn
 
 KIND: czi (pylibCZIrw), ims (HDF5 layout, gzip 2), ome (OME-TIFF, tiles, deflate), ome-pyramid (the
 same with SubIFDs), striped (OME-TIFF, strips, uncompressed), bigtiff (BigTIFF, tiles, zstd).
 PEER is the interpreter of the peer's environment (shared/bench/README.md).
 
 The floor reads the file with the vendor's library, planes or tiles as they lie, and writes level 0
-in the same chunks through the same codec, in as many threads: no pyramid, no metadata, no resume.
+in the same chunks through the same codec, in as many threads: no metadata, no resume. With 2 LEVELS
+it also writes the bytes of the next level, of which it takes every second voxel instead of means.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def make_tiff(kind: str, path: Path, n: int) -> None:
         "bigtiff": {"tile": (256, 256), "compression": "zstd", "compressionargs": {"level": 1}},
     }[kind]
     metadata = {"axes": "ZYX", "PhysicalSizeX": 0.2, "PhysicalSizeY": 0.2, "PhysicalSizeZ": 1.0}
-    with tifffile.TiffWriter(path, bigtiff=kind == "bigtiff", ome=True) as file:
+    with tifffile.TiffWriter(path, bigtiff=kind == "bigtiff" or n > 400, ome=True) as file:
 
         def frames(step: int):
             edge = how.get("tile", PLANE)[0]
@@ -148,7 +149,7 @@ def open_plain(kind: str, path: Path):
     )
 
 
-def floor(kind: str, path: Path, out: Path) -> None:
+def floor(kind: str, path: Path, out: Path, levels: int = 1) -> None:
     """Copy a file into a zarr array: nothing but reading, compressing and writing."""
     import zarr
     from zarr.codecs import BloscCodec
@@ -156,13 +157,23 @@ def floor(kind: str, path: Path, out: Path) -> None:
     zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})
     shape, read = open_plain(kind, path)
     codec = BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=2)
-    target = zarr.create_array(
-        out, shape=shape, chunks=(min(16, shape[0]), 256, 256), dtype="uint16", compressors=codec
-    )
+    targets = [
+        zarr.create_array(
+            out / str(level),
+            shape=(shape[0], shape[1] >> level, shape[2] >> level),
+            chunks=(min(16, shape[0]), 256, 256),
+            dtype="uint16",
+            compressors=codec,
+        )
+        for level in range(levels)
+    ]
 
     def copy(start: int) -> None:
         stop = min(start + 16, shape[0])
-        target[start:stop] = read(start, stop)
+        voxels = read(start, stop)
+        for level, target in enumerate(targets):
+            step = 2**level
+            target[start:stop] = np.ascontiguousarray(voxels[:, ::step, ::step])
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(copy, range(0, shape[0], 16)))
@@ -181,7 +192,7 @@ def run(*arguments: str) -> tuple[float, float]:
             "print(time.perf_counter() - start, "
             "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)\n"
         )
-        command = [python, "-c", code, *arguments]
+        command = [python, "-P", "-c", code, *arguments]  # not the package beside this file
     else:
         command = [python, __file__, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -192,10 +203,13 @@ def run(*arguments: str) -> tuple[float, float]:
     return float(seconds), float(peak)
 
 
-def everything(folder: Path, mib: int, peer: str | None, rounds: int = 5) -> None:
+def everything(folder: Path, mib: int, peer: str | None, rounds: int = 3) -> None:
     """Print medians of every kind of file: the floor, ours without and with a pyramid, the peer."""
-    jobs = ["floor", "level 0", "pyramid", *(["peer"] if peer else [])]
-    print("kind         " + "".join(f"{job:>10}" for job in jobs) + "    MB/s  pyramid/floor  peer")
+    jobs = ["floor 1", "ours 1", "floor 2", "ours 2", *(["peer 2"] if peer else [])]
+    print(
+        "kind         " + "".join(f"{job:>9}" for job in jobs) + "   MB/s  ours 1/floor 1  "
+        "ours 2/floor 2  ours 2/floor 1  peer 2/ours 2"
+    )
     for kind in KINDS:
         path, out = folder / f"{kind}{ENDING.get(kind, '.ome.tif')}", folder / "out.zarr"
         make(kind, path, mib)
@@ -204,18 +218,22 @@ def everything(folder: Path, mib: int, peer: str | None, rounds: int = 5) -> Non
             for job in jobs:
                 shutil.rmtree(out, ignore_errors=True)
                 command = {
-                    "floor": ("floor", kind, str(path), str(out)),
-                    "level 0": ("ours", str(path), str(out), "1"),
-                    "pyramid": ("ours", str(path), str(out), "2"),
-                    "peer": ("peer", str(peer), str(path), str(out)),
+                    "floor 1": ("floor", kind, str(path), str(out), "1"),
+                    "floor 2": ("floor", kind, str(path), str(out), "2"),
+                    "ours 1": ("ours", str(path), str(out), "1"),
+                    "ours 2": ("ours", str(path), str(out), "2"),
+                    "peer 2": ("peer", str(peer), str(path), str(out)),
                 }[job]
                 seconds[job].append(run(*command)[0])
         middle = {job: statistics.median(found) for job, found in seconds.items()}
-        rate = mib * 2**20 / 1e6 / middle["pyramid"]
+        rate = mib * 2**20 / 1e6 / middle["ours 2"]
+        ratios = [("ours 1", "floor 1"), ("ours 2", "floor 2"), ("ours 2", "floor 1")]
+        ratios += [("peer 2", "ours 2")] if peer else []
         print(
-            f"{kind:<13}" + "".join(f"{middle[job]:>10.2f}" for job in jobs) + f"{rate:>8.0f}"
-            f"{middle['pyramid'] / middle['floor']:>15.2f}"
-            + (f"{middle['peer'] / middle['pyramid']:>6.1f}" if peer else ""),
+            f"{kind:<13}"
+            + "".join(f"{middle[job]:>9.2f}" for job in jobs)
+            + f"{rate:>7.0f}"
+            + "".join(f"{middle[a] / middle[b]:>15.2f} " for a, b in ratios),
             flush=True,
         )
         shutil.rmtree(out, ignore_errors=True)
@@ -232,7 +250,7 @@ def main(job: str, *arguments: str) -> None:
         return
     if job == "floor":
         start = time.perf_counter()
-        floor(arguments[0], Path(arguments[1]), Path(arguments[2]))
+        floor(arguments[0], Path(arguments[1]), Path(arguments[2]), *map(int, arguments[3:4]))
     else:
         from patchworks.plugins.ome_zarr import to_ome_zarr
 
