@@ -78,6 +78,7 @@ def _add_convert(commands: Any) -> None:
         "--pixel-size",
         action="append",
         default=[],
+        type=_size,
         metavar="AXIS=MICROMETERS",
         help="in place of what the source says, such as y=0.2; may be repeated",
     )
@@ -103,6 +104,13 @@ def _integers(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(
             f"{text!r}: expected integers, such as 64,512,512"
         ) from None
+
+
+def _size(text: str) -> tuple[str, Any]:
+    axis, sign, size = text.partition("=")
+    if not (axis and sign):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected AXIS=MICROMETERS, such as y=0.2")
+    return axis, _value(size)
 
 
 def _value(text: str) -> Any:
@@ -156,18 +164,17 @@ def _segment(options: argparse.Namespace) -> None:
 def _convert(options: argparse.Namespace) -> None:
     from patchworks.plugins.ome_zarr import to_ome_zarr
 
-    pairs = [pair.partition("=") for pair in options.pixel_size]
     names = options.channel_names
     target = to_ome_zarr(
         options.source,
         options.target,
         axes=options.axes,
-        pixel_size={axis: _value(size) for axis, _, size in pairs} or None,
+        pixel_size=dict(options.pixel_size) or None,
         n_levels=options.levels,
         chunks=options.chunks,
         shard=options.shard,
         channel_names=names.split(",") if names else None,
-        scene=int(options.scene) if options.scene.isdigit() else options.scene,
+        scene=int(options.scene) if options.scene.isdecimal() else options.scene,
         ngff_version=options.ngff_version,
         reuse_pyramid=options.reuse_pyramid,
         reader=options.reader,

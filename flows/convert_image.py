@@ -37,6 +37,7 @@ from patchworks.conversion.run import (
 )
 from patchworks.errors import PatchworksError
 from patchworks.plan import PathLike
+from patchworks.run import whole_number
 
 
 def convert_image(
@@ -83,6 +84,8 @@ ngff_version, reuse_pyramid, overwrite, codec, reader
     PatchworksError
         As `to_ome_zarr` does; what can be checked before work, before a server is started.
     """
+    if max_workers is not None:
+        max_workers = whole_number("max_workers", max_workers, 1, 2**16)
     options = ConversionOptions(
         axes=axes,
         pixel_size=pixel_size,

@@ -151,7 +151,8 @@ def plan_conversion(source: Any, target: PathLike, options: ConversionOptions) -
     try:
         plan = plan_scene(reader, place, options)
         check_target(place, plan.fingerprint, plan.source, overwrite=options.overwrite)
-        check_writable(place, "give another target")
+        if made_from(place).get("fingerprint") != plan.fingerprint:
+            check_writable(place, "give another target")
     except PatchworksError:
         reader.close()
         raise

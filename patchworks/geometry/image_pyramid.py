@@ -8,7 +8,8 @@ store::
     store, chunks of 512 rows   |------512------|------512------|...
     regions                     |-------------1024--------------|...
 
-Where the two cannot be brought together on an axis, a region spans the whole axis.
+Where the two cannot be brought together on an axis, a region spans the whole axis; and where that
+would be too much at a time, blocks at the borders of regions are decoded again.
 """
 
 from __future__ import annotations
@@ -93,10 +94,11 @@ def plan_image_pyramid(
     factor = (1,) * (ndim - 2) + (layout.downscale, layout.downscale)
     stop_at, most = (SCREEN, 32) if layout.n_levels is None else (1, layout.n_levels)
     shapes = level_shapes(shape, factor, most, stop_at)
-    chunk, unit = _chunk_and_unit(axes, shape, itemsize, block, layout.chunks)
+    chunk, unit, aligned = _chunk_and_unit(axes, shape, itemsize, block, layout.chunks)
     n_chunks = sum(prod(map(ceil_div, s, chunk)) for s in shapes)
     shard = n_chunks > MANY_FILES if layout.shard is None else layout.shard
-    budget = MAX_REGION_BYTES if shard else REGION_BYTES
+    # The larger a region, the fewer blocks lie on its borders.
+    budget = REGION_BYTES if aligned and not shard else MAX_REGION_BYTES
     region = _grown(unit, shape, budget // itemsize, factor)
     chunks = [chunk]
     while len(chunks) < len(shapes):
@@ -164,21 +166,33 @@ def _chunk_and_unit(
     itemsize: int,
     block: tuple[int, ...],
     chunks: tuple[int, ...] | None,
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the chunk shape, and the smallest region of whole blocks and chunks."""
+) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
+    """Return the chunk shape, the smallest region, and whether it holds whole blocks.
+
+    The deepest chunk is taken whose smallest region stays in the budget; if whole blocks would
+    leave only shallow ones, blocks at the borders of regions are decoded again instead.
+    """
+    n_voxels = MAX_REGION_BYTES // itemsize
     if chunks is not None:
         chunk = tuple(map(min, chunks, shape))
-        return chunk, _units(shape, block, chunk)
+        unit = _units(shape, block, chunk, whole_blocks=True)
+        if prod(map(min, unit, shape)) <= n_voxels:
+            return chunk, unit, True
+        return chunk, _units(shape, block, chunk, whole_blocks=False), False
     depth = dict(zip(axes, shape, strict=True)).get("z", 1)
-    deep = min(DEEP, depth)
-    while True:
+    depths = [min(DEEP, depth)]
+    while depths[-1] > 1:
+        depths.append(depths[-1] // 2)
+    tries = [(deep, True) for deep in depths if 4 * deep >= depths[0]]
+    for deep, whole_blocks in tries + [(deep, False) for deep in depths]:
         wide = FLAT if depth == 1 else WIDE
         target = [{"z": deep, "y": wide, "x": wide}.get(axis, 1) for axis in axes]
         chunk = tuple([_chunk(n, b, t) for n, b, t in zip(shape, block, target, strict=True)])
-        unit = _units(shape, block, chunk)
-        if deep <= 1 or prod(map(min, unit, shape)) * itemsize <= MAX_REGION_BYTES:
-            return chunk, unit
-        deep //= 2
+        unit = _units(shape, block, chunk, whole_blocks=whole_blocks)
+        if prod(map(min, unit, shape)) <= n_voxels:
+            break
+    aligned = unit == _units(shape, block, chunk, whole_blocks=True)
+    return chunk, unit, aligned
 
 
 def _chunk(extent: int, block: int, target: int) -> int:
@@ -188,21 +202,25 @@ def _chunk(extent: int, block: int, target: int) -> int:
         return target
     if block <= target:
         return target // block * block
-    divisors = [d for d in range(max(1, target // 4), target + 1) if block % d == 0]
+    divisors = [d for d in range(max(1, target // 2), target + 1) if block % d == 0]
     if divisors:
         return divisors[-1]
-    return block if block <= 4 * target else target
+    return block if block <= 2 * target else target
 
 
 def _units(
-    shape: tuple[int, ...], block: tuple[int, ...], chunk: tuple[int, ...]
+    shape: tuple[int, ...], block: tuple[int, ...], chunk: tuple[int, ...], *, whole_blocks: bool
 ) -> tuple[int, ...]:
-    """Return per axis the smallest extent that holds whole blocks and whole chunks."""
+    """Return per axis the smallest extent that holds whole chunks, and whole blocks if it must."""
     units = []
     for n, b, c in zip(shape, block, chunk, strict=True):
         both = lcm(min(b, n), c) if b < n else n
-        # The last block of an axis may be cut off: from there on, the axis is one region.
-        units.append(both if both < n else ceil_div(n, c) * c)
+        if both > max(b, c) and b < n and not whole_blocks:
+            units.append(ceil_div(b, c) * c)
+        elif both < n:
+            units.append(both)
+        else:  # the last block of an axis may be cut off: the axis is one region
+            units.append(ceil_div(n, c) * c)
     return tuple(units)
 
 

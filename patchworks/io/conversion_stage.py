@@ -15,6 +15,9 @@ from fsspec.core import url_to_fs
 
 from patchworks.io.location import Location
 
+BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "adl"}
+"""Protocols of stores without folders: to ask for one makes the bucket, where there is none."""
+
 
 @dataclass(frozen=True, slots=True)
 class ConversionStage:
@@ -37,8 +40,9 @@ class ConversionStage:
     def begin(self) -> None:
         """Make the stage anew."""
         self.remove()
-        filesystem, path = self._at("done")
-        filesystem.makedirs(path, exist_ok=True)
+        if self.root.url.partition("://")[0] not in BUCKETS:
+            filesystem, path = self._at("done")
+            filesystem.makedirs(path, exist_ok=True)
 
     def exists(self) -> bool:
         """Whether the stage is there."""

@@ -49,7 +49,7 @@ def identity_of_graph(array: Any) -> str:
 
 def identity_of_url(store: FsspecStore, path: str) -> str:
     """Return the identity of an array in an object store: names, sizes and times of its objects."""
-    filesystem, _ = url_to_fs(store.fs.unstrip_protocol(store.path))
+    filesystem, _ = url_to_fs(store.fs.unstrip_protocol(store.path), use_listings_cache=False)
     objects = filesystem.find(f"{store.path}/{path}", detail=True)
     keys = ("size", "ETag", "etag", "LastModified", "mtime", "modified", "created")
     return digest(

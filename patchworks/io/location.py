@@ -22,6 +22,9 @@ ZarrArray = zarr.Array[Any]
 ZARRS_PIPELINE = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
 """Compiled codecs: several times faster at writing compressed labels than the default."""
 
+UNCACHED = {"use_listings_cache": False}
+"""Listings that fsspec made before are not asked: others write to the same bucket."""
+
 _pipeline_choice = threading.Lock()  # zarr's configuration is one per process
 
 
@@ -69,7 +72,7 @@ class Location:
         if self.is_local:
             return LocalStore(self.path, read_only=read_only)
         self.filesystem()
-        return FsspecStore.from_url(self.url, read_only=read_only)
+        return FsspecStore.from_url(self.url, storage_options=UNCACHED, read_only=read_only)
 
     def filesystem(self) -> tuple[Any, str]:
         """Return the file system of a URL, and the path in it.
@@ -83,7 +86,7 @@ class Location:
         """
         protocol = self.url.partition("://")[0]
         try:
-            filesystem, path = fsspec.core.url_to_fs(self.url)
+            filesystem, path = fsspec.core.url_to_fs(self.url, **UNCACHED)
         except ImportError as error:
             raise MissingExtraError(
                 f"{self.url}: {protocol}:// needs another package ({error}); install it with "

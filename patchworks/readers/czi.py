@@ -141,18 +141,15 @@ class CziReader(SceneReader):
 
     @functools.cached_property
     def _layouts(self) -> tuple[Layout, ...]:
-        with self._document() as document:
-            return layouts(document)
+        return _described(self.path)[0]
 
     @classmethod
     def _scene_names(cls, path: Path) -> tuple[str, ...]:
-        with czi.open_czi(str(path)) as document:
-            return _names(layouts(document), ElementTree.fromstring(document.raw_metadata))
+        return _names(*_described(path))
 
     def _describe(self) -> Scene:
-        found, layout = self._layouts, self._layouts[self.index]
-        with self._document() as document:
-            root = ElementTree.fromstring(document.raw_metadata)
+        found, root = _described(self.path)
+        layout = found[self.index]
         extents = dict(zip("tczyx", layout.shape, strict=True))
         block = dict(zip("tczyx", layout.block, strict=True))
         axes = "".join(axis for axis, n in extents.items() if n > 1 or axis in "yx")
@@ -199,6 +196,22 @@ class CziReader(SceneReader):
                 low, high = max(c0, c * n), min(c1, (c + 1) * n)
                 voxels[t - t0, low - c0 : high - c0, z - z0] = samples[low - c * n : high - c * n]
         return voxels.reshape(box.shape)
+
+
+def _described(path: Path) -> tuple[tuple[Layout, ...], ElementTree.Element]:
+    """Return the layouts of the scenes and the metadata of a file; it does not stay open."""
+    found = path.stat()
+    return _described_then(path.absolute(), found.st_size, found.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1)  # or a file of many scenes would be gone through for each of them
+def _described_then(
+    path: Path,
+    _n_bytes: int,
+    _changed: int,
+) -> tuple[tuple[Layout, ...], ElementTree.Element]:
+    with czi.open_czi(str(path)) as document:
+        return layouts(document), ElementTree.fromstring(document.raw_metadata)
 
 
 def layouts(document: Any) -> tuple[Layout, ...]:

@@ -106,7 +106,10 @@ class ImarisReader(SceneReader):
                 self._file = _open(self.path)
             if place not in self._volumes:
                 self._volumes[place] = Volume(self._file[place])
-            return self._volumes[place]
+            volume = self._volumes[place]
+        if volume.data.dtype.newbyteorder("=") != self.scene.dtype:
+            raise ValueError(f"{place} has {volume.data.dtype}, the first {self.scene.dtype}")
+        return volume
 
 
 class Volume:

@@ -227,11 +227,17 @@ def _format_named(name: str) -> Format:
 
 
 def _may_be_sequence(path: Path) -> bool:
-    return path.is_dir() or (not path.exists() and bool(set(path.name) & set("*?[")))
+    return path.is_dir() or (not path.exists() and bool(set(str(path)) & set("*?[{")))
 
 
 def _format_of(path: Path) -> Format:
-    """Return the format of what lies at a path: by its ending, else by its first bytes."""
+    """Return the format of what lies at a path: by its ending, else by its first bytes.
+
+    Raises
+    ------
+    SourceNotFoundError
+        If there is nothing to read, or the first bytes are those of another format.
+    """
     if _may_be_sequence(path):
         from patchworks.readers.sequence import is_sequence
 
@@ -244,18 +250,20 @@ def _format_of(path: Path) -> Format:
             f"{path}: a folder that is neither a zarr store nor a sequence of TIFF files; give a "
             f"file, a store, or a pattern such as {path}/*.tif"
         )
-    for known in FORMATS:
-        if path.name.lower().endswith(known.suffixes or ("\0",)):
-            return known
     try:
         with path.open("rb") as file:
             start = file.read(16)
     except OSError as error:
         raise SourceNotFoundError(f"{path}: cannot be read ({error.strerror or error})") from error
-    for known in FORMATS:
-        if known.magic and start.startswith(known.magic):
-            return known
-    return BIOIO
+    name = path.name.lower()
+    named = next((f for f in FORMATS if f.suffixes and name.endswith(f.suffixes)), None)
+    begun = next((f for f in FORMATS if f.magic and start.startswith(f.magic)), None)
+    if named is not None and begun is not None and named is not begun:
+        raise SourceNotFoundError(
+            f"{path}: ends like a file of the format {named.name!r}, but begins like one of "
+            f"{begun.name!r}; if it is one, rename it or give reader={begun.name!r}"
+        )
+    return named or begun or BIOIO
 
 
 def _scene_index(scene: int | str, names: Sequence[str], where: str) -> int:

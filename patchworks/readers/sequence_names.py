@@ -17,6 +17,7 @@ MARKS = re.compile(
     r"(?:^|[_\-. ])((?:(?:time|t|channel|ch|c|z)[_=]?\d+)+)(?=$|[_\-. ])", re.IGNORECASE
 )
 MARK = re.compile(r"(t|c|z)[a-z]*[_=]?(\d+)", re.IGNORECASE)
+LEFT_BEHIND = {"thumbs.db", "desktop.ini"}
 PLACEHOLDER = re.compile(r"\{([tcz])\}")
 
 
@@ -55,7 +56,7 @@ def is_sequence(path: Path) -> bool:
     if path.is_dir():
         entries = _entries(path)
         return bool(entries) and all(e.name.lower().endswith(SUFFIXES) for e in entries)
-    return not path.exists() and (_is_glob(str(path)) or _named(path) is not None)
+    return not path.exists() and (_named(path) is not None or _is_glob(str(_split(path)[1])))
 
 
 def natural_key(path: Path) -> tuple[tuple[int, int, str], ...]:
@@ -67,7 +68,7 @@ def natural_key(path: Path) -> tuple[tuple[int, int, str], ...]:
     ['z2.tif', 'z10.tif']
     """
     words = re.split(r"(\d+)", str(path))
-    return tuple([(1, int(w), w) if w.isdigit() else (0, 0, w) for w in words if w])
+    return tuple([(1, int(w), w) if w.isdecimal() else (0, 0, w) for w in words if w])
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
@@ -81,10 +82,9 @@ def files_of(path: Path) -> tuple[Path, ...]:
     if path.is_dir():
         files = [e for e in _entries(path) if e.name.lower().endswith(SUFFIXES)]
     else:
-        parts = path.with_name(PLACEHOLDER.sub("*", path.name)).parts
-        fixed = list(itertools.takewhile(lambda part: not _is_glob(part), parts))
-        rest = parts[len(fixed) :]
-        files = [f for f in Path(*fixed).glob(str(Path(*rest))) if f.is_file()] if rest else []
+        folder, rest = _split(path)
+        found = folder.glob(str(rest.with_name(PLACEHOLDER.sub("*", rest.name))))
+        files = [f for f in found if f.is_file() and (_is_ours(f) or rest.name.startswith("."))]
         files = [f for f in files if _named(path) is None or _marks(f, path)]
     if not files:
         raise SourceNotFoundError(f"{path}: no TIFF file there; check the folder or the pattern")
@@ -163,5 +163,18 @@ def _is_glob(text: str) -> bool:
     return any(character in text for character in "*?[")
 
 
+def _split(path: Path) -> tuple[Path, Path]:
+    """Return the folder that is there, whatever is in its name, and the pattern below it."""
+    folder = path.parent
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    return folder, path.relative_to(folder)
+
+
+def _is_ours(file: Path) -> bool:
+    """Whether a file is more than what file managers leave in folders."""
+    return not file.name.startswith(".") and file.name.lower() not in LEFT_BEHIND
+
+
 def _entries(folder: Path) -> list[Path]:
-    return [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    return [entry for entry in folder.iterdir() if _is_ours(entry)]

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import functools
-import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tifffile
 
 from patchworks.errors import InputError
 from patchworks.fingerprint import digest
 from patchworks.geometry.box import Box
 from patchworks.readers.mapped_files import MappedFiles
-from patchworks.readers.ome_xml import OmeImage, metadata_file
+from patchworks.readers.ome_xml import OmeImage
 from patchworks.readers.scene import ORDER, Scene, SceneReader
-from patchworks.readers.tiff_metadata import calibration_in, channels_in, ome_image_of
+from patchworks.readers.tiff_file import check_file, parsed
+from patchworks.readers.tiff_metadata import calibration_in, channels_in
 from patchworks.readers.tiff_pages import Level, level_of
-from patchworks.readers.tiff_structure import check_chain, check_extent
+from patchworks.readers.tiff_structure import check_extent
 
 SAMPLES = "s"
 READ_ORDER = "tcszyx"
@@ -84,39 +83,28 @@ class TiffReader(SceneReader):
 
     @classmethod
     def _scene_names(cls, path: Path) -> tuple[str, ...]:
-        with tifffile.TiffFile(path) as tif:
-            images = [ome_image_of(tif, which) for which in range(len(tif.series))]
+        with parsed(path) as file:
             return tuple(
                 [
                     series.name if image is None else image.name
-                    for series, image in zip(tif.series, images, strict=True)
+                    for series, image in zip(file.tif.series, file.images, strict=True)
                 ]
             )
 
     @functools.cached_property
     def _image(self) -> Image:
-        with tifffile.TiffFile(self.path) as tif:
-            if (
-                tif.is_ome
-                and tif.ome_metadata
-                and (other := metadata_file(tif.ome_metadata)) is not None
-            ):
-                raise InputError(
-                    f"{self.path}: a part of an image that is described in {other!r}; open that "
-                    f"file instead if it is a TIFF, or let reader='bioio' read the set"
-                )
-            if not tif.is_ndpi:  # its directories have a layout of their own
-                _check_file(self.path)
-            series = tif.series[self.index]
+        with parsed(self.path) as file:
+            series, ome = file.tif.series[self.index], file.images[self.index]
             check_extent(series)
-            ome = ome_image_of(tif, self.index)
             kept, names = own_axes(series, self.axes, self.path)
             levels = _levels(series, kept)
             _check_planes(levels[0], ome, self.path)
-            scene = _scene(tif, series, levels, names, ome, self.path)
-        for file in levels[0].files:
-            if file.resolve() != self.path.resolve():
-                _check_file(file)
+            scene = _scene(file.tif, series, levels, names, ome, self.path)
+            if self.axes is None:
+                _check_described(scene, series, ome, self.path)
+        for other in levels[0].files:
+            if other.resolve() != self.path.resolve():
+                check_file(other)
         return Image(scene, names, levels)
 
     def _describe(self) -> Scene:
@@ -251,9 +239,20 @@ def _check_planes(level: Level, ome: OmeImage | None, path: Path) -> None:
     )
 
 
-def _check_file(path: Path) -> None:
-    with (
-        path.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-    ):
-        check_chain(content)
+def _check_described(scene: Scene, series: Any, ome: OmeImage | None, path: Path) -> None:
+    """Raise InputError where tifffile found a plain stack in place of what OME-XML describes.
+
+    It does so if none of the planes is in a file of a name that the description has.
+    """
+    if ome is None or series.kind == "ome" or not ome.sizes:
+        return
+    found = dict(zip(scene.axes, scene.shape, strict=True))
+    if all(found.get(axis, 1) == n for axis, n in ome.sizes.items()):
+        return
+    missing = [name for name in ome.file_names if not (path.parent / name).exists()]
+    raise InputError(
+        f"{path}: describes an image of t, c, z, y, x = {[ome.sizes[a] for a in ORDER]}, but is "
+        f"a plain stack of shape {scene.shape}"
+        + (f"; files missing: {missing[:8]}: was it renamed?" if missing else "")
+        + f" To convert the stack, say what it is with axes=, such as axes={scene.axes!r}"
+    )

@@ -39,28 +39,23 @@ def calibration_in(tif: Any, series: Any, ome: OmeImage | None) -> Spacing:
     return svs_spacing(page.description, page.shape, tif.pages.first.shape) if tif.is_svs else {}
 
 
-def ome_image_of(tif: Any, which: int) -> OmeImage | None:
-    """Return what OME-XML says of a series, or None.
+def ome_images_of(tif: Any) -> list[OmeImage | None]:
+    """Return what OME-XML says of each series, or None.
 
     tifffile leaves out images that have no pixels: if it did, the next one of the same size is
     taken.
     """
     if not tif.is_ome or not tif.ome_metadata:
-        return None
+        return [None] * len(tif.series)
     images = images_in(tif.ome_metadata)
     if len(images) == len(tif.series):
-        return images[which]
-    position = 0
-    for index, series in enumerate(tif.series):
-        page = series.keyframe
-        while position < len(images):
-            image = images[position]
-            position += 1
-            if (image.sizes.get("y"), image.sizes.get("x")) == (page.imagelength, page.imagewidth):
-                if index == which:
-                    return image
-                break
-    return None
+        return list(images)
+    left = iter(images)
+    sizes = [(s.keyframe.imagelength, s.keyframe.imagewidth) for s in tif.series]
+    return [
+        next((i for i in left if (i.sizes.get("y"), i.sizes.get("x")) == size), None)
+        for size in sizes
+    ]
 
 
 def imagej_spacing(described: Mapping[str, Any], page: Any) -> Spacing:
@@ -68,7 +63,7 @@ def imagej_spacing(described: Mapping[str, Any], page: Any) -> Spacing:
     found: Spacing = {}
     unit = described.get("unit")
     if unit is not None:
-        texts = {"z": str(described.get("spacing", ""))}
+        texts = {"z": str(described.get("spacing", "")).lstrip("-")}  # scanned downwards
         for axis, tag in (("y", "YResolution"), ("x", "XResolution")):
             top, bottom = page.tags[tag].value if tag in page.tags else (0, 0)
             texts[axis] = f"{bottom}/{top}" if top else ""

@@ -15,6 +15,8 @@ TYPE_BYTES = (0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 2, 8, 8, 8, 8)
 LAST_CHECKED_TAG = 1000
 """Tags above are private ones, which careless programs copy without what they point at."""
 SUB_DIRECTORIES = 330
+LET_GO = 256
+"""Directories after which the mapped pages that they lie on are let go of."""
 IMAGEJ_TAGS = (50838, 50839)
 """Private tags that are read: those of ImageJ."""
 
@@ -57,6 +59,8 @@ def check_chain(content: mmap.mmap) -> int:
     seen: set[int] = set()
     while at and at not in seen:
         seen.add(at)
+        if len(seen) % LET_GO == 0 and hasattr(content, "madvise"):
+            content.madvise(mmap.MADV_DONTNEED)
         at = _check_directory(content, layout, at, len(seen))
     return len(seen)
 

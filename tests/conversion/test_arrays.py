@@ -38,7 +38,7 @@ from tests.conversion.written import (
 from tests.stores import contents
 from tests.strategies import chunks_of
 
-LAWS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+LAWS = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 DTYPES = ["bool", "uint8", "uint16", "int16", "uint32", "float32", "int64"]
 LONGEST = {"t": 3, "c": 3, "z": 5, "y": 41, "x": 41}
 
@@ -69,8 +69,6 @@ def random_voxels(shape: tuple[int, ...], dtype: str, seed: int) -> np.ndarray:
         return rng.random(shape) < 0.5
     if kind == "f":
         voxels = rng.normal(0, 1000, shape)
-    elif dtype == "int64":
-        voxels = rng.integers(-9999, 9999, shape) * 3600**3  # their means, thrice, are integers
     else:
         voxels = rng.integers(np.iinfo(dtype).min, np.iinfo(dtype).max, shape, endpoint=True)
     empty = np.zeros(shape, bool)

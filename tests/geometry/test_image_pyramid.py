@@ -50,8 +50,17 @@ def test_no_block_of_the_file_is_read_by_two_regions(shape, kind, shard):
 
 
 def test_blocks_that_no_chunk_fits_make_a_region_as_wide_as_the_image():
-    plan = plan_image_pyramid("yx", (20_000, 30_011), 1, (5003, 5003), ImageLayout())
+    plan = plan_image_pyramid("yx", (6000, 9011), 1, (5003, 5003), ImageLayout())
     assert all(r >= n for r, n in zip(plan.region_shape, plan.shapes[0], strict=True))
+
+
+@pytest.mark.parametrize("step", [1847, 1843, 5003, 2048, 1388])
+@pytest.mark.parametrize("extent", [9000, 50_000, 100_000])
+def test_however_odd_the_tiles_of_a_mosaic_are_memory_does_not_grow_with_it(step, extent):
+    block = (1, step, step)
+    plan = plan_image_pyramid("zyx", (40, extent, extent), 2, block, ImageLayout())
+    assert prod(map(min, plan.region_shape, plan.shapes[0])) * 2 <= MAX_REGION_BYTES
+    assert 128 <= plan.chunks[0][1] <= 512
 
 
 @laws
