@@ -19,7 +19,7 @@ from math import lcm, prod
 
 from patchworks.errors import InputError
 from patchworks.geometry.grid import ceil_div
-from patchworks.geometry.pyramid import PyramidPlan, fused_chunk, level_shapes
+from patchworks.geometry.pyramid import PyramidPlan, fused_chunks, level_shapes
 
 SCREEN = 1024
 """Voxels in y and x that a viewer shows at a time."""
@@ -100,12 +100,7 @@ def plan_image_pyramid(
     # The larger a region, the fewer blocks lie on its borders.
     budget = REGION_BYTES if aligned and not shard else MAX_REGION_BYTES
     region = _grown(unit, shape, budget // itemsize, factor)
-    chunks = [chunk]
-    while len(chunks) < len(shapes):
-        fused = fused_chunk(chunks, region, factor, shapes)
-        if fused is None:
-            break
-        chunks.append(fused)
+    chunks = fused_chunks(chunk, region, factor, shapes)
     n_fused = len(chunks)
     chunks += [tuple(map(min, chunk, s)) for s in shapes[n_fused:]]
     shards = _shards(shapes, tuple(chunks), region, factor, n_fused) if shard else None

@@ -147,12 +147,7 @@ def plan_pyramid(grid: TileGrid, n_levels: int, downscale: int) -> PyramidPlan:
         for edges, target in zip(grid.edges, target_chunk(ndim), strict=True)
     ]
     chunk, region = tuple([c for c, _ in axes]), tuple([r for _, r in axes])
-    chunks = [chunk]
-    while len(chunks) < len(shapes):
-        fused = fused_chunk(chunks, region, factor, shapes)
-        if fused is None:
-            break
-        chunks.append(fused)
+    chunks = fused_chunks(chunk, region, factor, shapes)
     n_fused = len(chunks)
     chunks += [
         tuple([min(c, n) for c, n in zip(chunk, shape, strict=True)]) for shape in shapes[n_fused:]
@@ -177,18 +172,18 @@ def _chunk_and_region(edges: tuple[int, ...], target: int) -> tuple[int, int]:
     return target, target * max(1, tile // target)
 
 
-def fused_chunk(
-    chunks: list[tuple[int, ...]],
+def fused_chunks(
+    chunk: tuple[int, ...],
     region: tuple[int, ...],
     factor: tuple[int, ...],
     shapes: tuple[tuple[int, ...], ...],
-) -> tuple[int, ...] | None:
-    """Return the chunk of the next level if regions hold whole chunks of it, else None.
+) -> list[tuple[int, ...]]:
+    """Return the chunks of level 0 and of the levels of which regions hold whole chunks.
 
     Parameters
     ----------
-    chunks : list of tuple of int
-        Chunks of the levels down to the last one that is fused.
+    chunk : tuple of int
+        Chunk of level 0.
     region : tuple of int
         Extent of a region, in voxels of level 0.
     factor : tuple of int
@@ -196,6 +191,22 @@ def fused_chunk(
     shapes : tuple of tuple of int
         Shapes of all levels.
     """
+    chunks = [chunk]
+    while len(chunks) < len(shapes):
+        fused = _fused_chunk(chunks, region, factor, shapes)
+        if fused is None:
+            break
+        chunks.append(fused)
+    return chunks
+
+
+def _fused_chunk(
+    chunks: list[tuple[int, ...]],
+    region: tuple[int, ...],
+    factor: tuple[int, ...],
+    shapes: tuple[tuple[int, ...], ...],
+) -> tuple[int, ...] | None:
+    """Return the chunk of the next level if regions hold whole chunks of it, else None."""
     level = len(chunks)
     chosen = []
     for axis, f in enumerate(factor):

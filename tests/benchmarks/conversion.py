@@ -3,7 +3,7 @@
     python tests/benchmarks/conversion.py make KIND FILE MIB      # a file, as vendors write it
     python tests/benchmarks/conversion.py ours FILE OUT [LEVELS]  # to_ome_zarr, LEVELS of a pyramid
     python tests/benchmarks/conversion.py floor KIND FILE OUT [LEVELS]  # a plain copy, compressed
-    python tests/benchmarks/conversion.py all FOLDER MIB [PEER]   # every kind, three rounds in turn
+    python tests/benchmarks/conversion.py all FOLDER MIB [PEER [KIND ...]]  # three rounds in turn
 
 KIND: czi (pylibCZIrw), ims (HDF5 layout, gzip 2), ome (OME-TIFF, tiles, deflate), ome-pyramid (the
 same with SubIFDs), striped (OME-TIFF, strips, uncompressed), bigtiff (BigTIFF, tiles, zstd).
@@ -203,14 +203,14 @@ def run(*arguments: str) -> tuple[float, float]:
     return float(seconds), float(peak)
 
 
-def everything(folder: Path, mib: int, peer: str | None, rounds: int = 3) -> None:
+def everything(folder: Path, mib: int, peer: str | None, *kinds: str, rounds: int = 3) -> None:
     """Print medians of every kind of file: the floor, ours without and with a pyramid, the peer."""
     jobs = ["floor 1", "ours 1", "floor 2", "ours 2", *(["peer 2"] if peer else [])]
     print(
         "kind         " + "".join(f"{job:>9}" for job in jobs) + "   MB/s  ours 1/floor 1  "
         "ours 2/floor 2  ours 2/floor 1  peer 2/ours 2"
     )
-    for kind in KINDS:
+    for kind in kinds or KINDS:
         path, out = folder / f"{kind}{ENDING.get(kind, '.ome.tif')}", folder / "out.zarr"
         make(kind, path, mib)
         seconds: dict[str, list[float]] = {job: [] for job in jobs}
@@ -246,7 +246,7 @@ def main(job: str, *arguments: str) -> None:
         make(arguments[0], Path(arguments[1]), int(arguments[2]))
         return
     if job == "all":
-        everything(Path(arguments[0]), int(arguments[1]), *arguments[2:3] or (None,))
+        everything(Path(arguments[0]), int(arguments[1]), *(arguments[2:] or (None,)))
         return
     if job == "floor":
         start = time.perf_counter()
