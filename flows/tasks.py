@@ -57,7 +57,7 @@ def set_up_conversion(opaque: Opaque[ConversionPlan]) -> tuple[str, str]:
     plan = opaque.held
     with portably():
         regions.begin(plan)
-    return plan.stage.root.url, plan.fingerprint
+    return plan.stage.root.url, plan.attempt
 
 
 @task(

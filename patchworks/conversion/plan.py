@@ -6,9 +6,10 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -87,6 +88,8 @@ class ConversionPlan:
         Whether a voxel of a lower level stands for a whole cell of the level above.
     called : str
         What messages call the target, where that is not its place: a part of a collection.
+    attempt : str
+        Names this try to carry it out.
     """
 
     reader: SceneReader
@@ -99,6 +102,7 @@ class ConversionPlan:
     keeps_levels: bool = False
     pooled: bool = True
     called: str = ""
+    attempt: str = field(default_factory=lambda: uuid4().hex[:8])
 
     @property
     def place(self) -> Location:
@@ -118,7 +122,7 @@ class ConversionPlan:
     @property
     def stage(self) -> ConversionStage:
         """What is kept beside it meanwhile."""
-        return ConversionStage.beside(self.place, self.fingerprint)
+        return ConversionStage.beside(self.place, self.fingerprint, self.attempt)
 
     @property
     def read_levels(self) -> range:

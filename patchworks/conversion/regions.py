@@ -28,6 +28,7 @@ def begin(plan: ConversionPlan) -> None:
     """Make the empty levels and the stage, or go on with those of an interrupted try."""
     with writing(plan.place):
         if plan.stage.exists() and plan.store.is_begun():
+            plan.stage.take_over()
             left = {level: todo(plan, level) for level in plan.passes}
             plan.store.sweep(plan.store.boxes_of(left))
         else:
@@ -40,16 +41,16 @@ class StoredPlan(ConversionPlan):
     """A plan that travels to a worker as the place of its stage, where it is read once."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return load_plan, (self.stage.root.url, self.fingerprint)
+        return load_plan, (self.stage.root.url, self.attempt)
 
 
-def load_plan(stage: str, fingerprint: str) -> ConversionPlan:
-    """Return the plan of a stage; read once per process, so that a file is opened once."""
-    return _load_plan(stage, fingerprint)
+def load_plan(stage: str, attempt: str) -> ConversionPlan:
+    """Return the plan of a try; read once per process, so that a file is opened once."""
+    return _load_plan(stage, attempt)
 
 
 @lru_cache(maxsize=4)
-def _load_plan(stage: str, _fingerprint: str) -> ConversionPlan:
+def _load_plan(stage: str, _attempt: str) -> ConversionPlan:
     plan: ConversionPlan = cloudpickle.loads(ConversionStage(Location(stage)).read(PLAN_FILE))
     return plan
 

@@ -4,6 +4,10 @@
 
     .<name>.<fingerprint>.stage/plan.pickle     the plan, read by workers
     .<name>.<fingerprint>.stage/done/0-17       region 17 of the pass that writes level 0 is written
+
+On a local file system the folder is called ``done.<try>``, and the try that goes on renames it: a
+worker of the try before, which is still at work, can then no longer mark a region whose chunks are
+removed or replaced meanwhile.
 """
 
 from __future__ import annotations
@@ -21,15 +25,28 @@ BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "adl"}
 
 @dataclass(frozen=True, slots=True)
 class ConversionStage:
-    """A folder on any file system; a location, so that it can be sent to any worker."""
+    """A folder on any file system; a location, so that it can be sent to any worker.
+
+    Parameters
+    ----------
+    root : Location
+        The folder.
+    attempt : str
+        Names the try whose marks are made here.
+    """
 
     root: Location
+    attempt: str = ""
 
     @classmethod
-    def beside(cls, place: Location, fingerprint: str) -> ConversionStage:
+    def beside(cls, place: Location, fingerprint: str, attempt: str = "") -> ConversionStage:
         """Return the stage of what is written to `place`."""
         parent, _, name = place.url.rpartition("/")
-        return cls(Location(f"{parent}/.{name}.{fingerprint[:8]}.stage"))
+        return cls(Location(f"{parent}/.{name}.{fingerprint[:8]}.stage"), attempt)
+
+    @property
+    def _done(self) -> str:
+        return f"done.{self.attempt}" if self.attempt and self.root.is_local else "done"
 
     def _at(self, part: str = "") -> tuple[Any, str]:
         # Not from a listing that was made before: what it lacks would be taken for not done.
@@ -41,8 +58,14 @@ class ConversionStage:
         """Make the stage anew."""
         self.remove()
         if self.root.url.partition("://")[0] not in BUCKETS:
-            filesystem, path = self._at("done")
+            filesystem, path = self._at(self._done)
             filesystem.makedirs(path, exist_ok=True)
+
+    def take_over(self) -> None:
+        """Make the marks of an earlier try those of this one; that one can make none any more."""
+        if self.root.is_local:
+            for marks in self.root.path.glob("done*"):
+                marks.rename(self.root.path / self._done)
 
     def exists(self) -> bool:
         """Whether the stage is there."""
@@ -66,15 +89,18 @@ class ConversionStage:
 
     def mark(self, level: int, region: int) -> None:
         """Note that a region of the pass that writes `level` is written."""
-        filesystem, path = self._at(f"done/{level}-{region}")
+        filesystem, path = self._at(f"{self._done}/{level}-{region}")
         filesystem.pipe_file(path, b"1")
 
     def finished(self, level: int) -> set[int]:
         """Return the regions of the pass for `level` that are written."""
-        filesystem, path = self._at("done")
-        if not filesystem.exists(path):
-            return set()
-        names = [entry.rsplit("/", 1)[-1] for entry in filesystem.ls(path, detail=False)]
+        if self.root.is_local:
+            names = [mark.name for mark in self.root.path.glob("done*/*")]
+        else:
+            filesystem, path = self._at("done")
+            if not filesystem.exists(path):
+                return set()
+            names = [entry.rsplit("/", 1)[-1] for entry in filesystem.ls(path, detail=False)]
         pairs = [name.partition("-") for name in names]
         return {int(region) for first, _, region in pairs if first == str(level) and region}
 

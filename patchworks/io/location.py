@@ -15,12 +15,16 @@ import zarr
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore
 
-from patchworks.errors import InputError, MissingExtraError
+from patchworks.errors import InputError, MissingExtraError, SourceNotFoundError
 
 ZarrArray = zarr.Array[Any]
 
-ZARRS_PIPELINE = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
-"""Compiled codecs: several times faster at writing compressed labels than the default."""
+ZARRS_PIPELINE = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_workers": 1}
+"""Compiled codecs: several times faster at writing compressed labels than the default.
+
+In one thread, for engines run several at once, and with more the chunks of a shard would lie in the
+order in which they are ready: the same voxels, but never twice the same bytes.
+"""
 
 UNCACHED = {"use_listings_cache": False}
 """Listings that fsspec made before are not asked: others write to the same bucket."""
@@ -42,9 +46,15 @@ class Location:
             raise InputError(f"{name}={value!r}: expected a path or a URL that is not empty")
         if text.startswith("file://"):
             text = unquote(text.removeprefix("file://").removeprefix("localhost"))
-        if "://" in text:
+        protocol, separator, rest = text.partition("://")
+        if separator:
+            if not protocol or not rest.strip("/"):  # else it would be a folder called "s3:"
+                raise InputError(f"{name}={value!r}: expected a URL such as s3://bucket/image.zarr")
             return cls(text.rstrip("/"))
-        return cls(str(Path(text).expanduser().absolute()))
+        try:
+            return cls(str(Path(text).expanduser().absolute()))
+        except RuntimeError as error:
+            raise InputError(f"{name}={value!r}: no path ({error})") from error
 
     @property
     def is_local(self) -> bool:
@@ -107,7 +117,13 @@ class Location:
             except OSError as error:
                 raise InputError(f"{self.url}: no path ({error.strerror or error})") from error
         filesystem, path = self.filesystem()
-        return bool(filesystem.exists(path))
+        try:
+            return bool(filesystem.exists(path))
+        except Exception as error:  # each protocol raises what its own package raises
+            raise SourceNotFoundError(
+                f"{self.url}: cannot be reached ({type(error).__name__}: {error}); check the URL, "
+                f"the network, and the credentials in the environment"
+            ) from error
 
     def remove(self) -> None:
         """Delete what lies here, if anything does."""

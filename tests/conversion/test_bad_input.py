@@ -7,8 +7,10 @@ import random
 import shutil
 import sys
 from pathlib import Path
+from unittest import mock
 
 import dask.array as da
+import fsspec.implementations.memory
 import numpy as np
 import pytest
 import tifffile
@@ -150,6 +152,16 @@ class TestPlaces:
     def test_urls_that_lead_nowhere(self, tmp_path, url, error):
         refused(tmp_path, url, error, url)
 
+    def test_urls_that_cannot_be_reached(self, tmp_path):
+        refusing = mock.patch.object(
+            fsspec.implementations.memory.MemoryFileSystem,
+            "exists",
+            side_effect=ConnectionError("no"),
+        )
+        with refusing:
+            refused(tmp_path, "memory://in.zarr", InputError, "memory://in.zarr: .*reached")
+            refused(tmp_path, ARRAY, InputError, "out.zarr: .*reached", "memory://out.zarr")
+
     def test_urls_that_need_a_missing_package(self, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "gcsfs", None)
         refused(tmp_path, "gs://bucket/scan.zarr", MissingExtraError, "gs://bucket/scan.zarr")
@@ -157,7 +169,20 @@ class TestPlaces:
 
 
 class TestTargets:
-    @pytest.mark.parametrize("target", ["", "a\0b", 5, b"out.zarr", "n" * 300])
+    @pytest.mark.parametrize(
+        "target",
+        [
+            "",
+            "a\0b",
+            5,
+            b"out.zarr",
+            "n" * 300,
+            "://",
+            "s3://",
+            "memory:///",
+            "~nobody-here/o.zarr",
+        ],
+    )
     def test_no_target(self, tmp_path, target):
         refused(tmp_path, ARRAY, InputError, target=target)
 

@@ -12,7 +12,9 @@ import zarr
 from distributed import Client, LocalCluster
 
 from patchworks import make_local_cluster
-from patchworks.errors import ClientError, ImageReadError, InputError
+from patchworks.conversion import regions
+from patchworks.conversion.plan import ConversionOptions, plan_conversion
+from patchworks.errors import ClientError, ImageReadError, InputError, TargetNotWritableError
 from patchworks.geometry import image_pyramid, pyramid
 from patchworks.plugins.ome_zarr import to_ome_zarr
 from tests.conversion.small_files import SIZES, STACK, WRITERS, damage, write_lif, write_tiff
@@ -157,3 +159,18 @@ def test_an_in_process_client_is_refused_before_anything_is_written(tmp_path):
         # An array is this process's own: its workers are not asked.
         to_ome_zarr(STACK, tmp_path / "array.ome.zarr", **OPTIONS)
     check_pyramid(tmp_path / "array.ome.zarr", STACK, 2)
+
+
+def test_a_worker_that_outlives_its_try_can_mark_nothing_of_the_next(tmp_path):
+    """What it writes after an interruption may be removed again by the try that goes on."""
+    target, options = tmp_path / "image.ome.zarr", ConversionOptions(chunks=(8, 64, 64))
+    first, second = [plan_conversion(STACK, target, options) for _ in range(2)]
+    regions.begin(first)
+    regions.write_regions(first, 0, [0])
+    regions.begin(second)
+    with pytest.raises(TargetNotWritableError):
+        regions.write_regions(first, 0, [1])
+    assert regions.todo(second, 0) == list(range(1, second.pyramid.regions().n_tiles))
+    to_ome_zarr(STACK, target, chunks=(8, 64, 64), progress=False)
+    check_pyramid(target, STACK, 2)
+    assert leftovers(tmp_path) == []

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from unittest import mock
 
-import numpy as np
 import pytest
 
 from flows import convert_image
 from patchworks.geometry import image_pyramid, pyramid
 from patchworks.plugins.ome_zarr import to_ome_zarr
 from tests.conversion.small_files import WRITERS
-from tests.conversion.written import leftovers, levels
+from tests.conversion.written import leftovers
 from tests.stores import contents
 
 pytestmark = pytest.mark.usefixtures("server")
@@ -36,15 +35,5 @@ def test_a_file(tmp_path, run):
         to_ome_zarr(source, targets[0], progress=False, **options)
         report = convert_image(source, targets[1], **options)
     assert report.n_regions > 1
-    ours, theirs = map(contents, targets)
-    assert ours.keys() == theirs.keys()
-    if options.get("shard"):  # the order of the chunks in a shard is that in which they were ready
-        for level, other in zip(levels(targets[0]), levels(targets[1]), strict=True):
-            np.testing.assert_array_equal(level, other)
-        shards = {name for name in ours if "/c/" in name}
-        assert {len(ours[name] or b"") for name in shards} == {
-            len(theirs[name] or b"") for name in shards
-        }
-        ours, theirs = [{n: f[n] for n in f if n not in shards} for f in (ours, theirs)]
-    assert ours == theirs
+    assert contents(targets[0]) == contents(targets[1])
     assert leftovers(targets[1].parent) == []
