@@ -455,7 +455,7 @@ def test_no_chunk_of_the_source_is_decoded_twice(tmp_path, chunks):
         decoded.update(itertools.product(*spans))
         return read(self, box, level)
 
-    small = mock.patch.multiple(image_pyramid, REGION_BYTES=2000, MAX_REGION_BYTES=8000)
+    small = mock.patch.object(image_pyramid, "REGION_BYTES", 2000)
     with small, mock.patch.object(ZarrReader, "_read", reading):
         to_ome_zarr(source, tmp_path / "b.zarr", n_levels=2, chunks=(1, 16, 16), **QUIET)
     check_pyramid(tmp_path / "b.zarr", VOXELS, 2)
