@@ -234,10 +234,7 @@ def begin_label_image(plan: RunPlan, relabeling: Relabeling) -> list[int]:
         return list(range(pyramid.regions().n_tiles))
     finished = plan.stage.finished_regions()
     todo = [i for i in range(pyramid.regions().n_tiles) if i not in finished]
-    later = range(pyramid.n_fused, pyramid.n_levels)  # made from the level above, all of them
-    image.store.sweep(
-        image.store.boxes_of({0: todo} | {i: range(pyramid.regions(i).n_tiles) for i in later})
-    )
+    image.store.sweep()
     return todo
 
 

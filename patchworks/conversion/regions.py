@@ -29,8 +29,7 @@ def begin(plan: ConversionPlan) -> None:
     with writing(plan.place):
         if plan.stage.exists() and plan.store.is_begun():
             plan.stage.take_over()
-            left = {level: todo(plan, level) for level in plan.passes}
-            plan.store.sweep(plan.store.boxes_of(left))
+            plan.store.sweep()
         else:
             plan.stage.begin()
             plan.store.create()

@@ -120,34 +120,11 @@ class LevelStore:
             return open_group(self.building).attrs.get(PARTIAL_KEY) == self.fingerprint
         return False
 
-    def sweep(self, unwritten: Mapping[int, Iterable[Box]]) -> None:
-        """Remove what a kill cut off: half files, and temporary ones of writes that zarr renames.
-
-        Parameters
-        ----------
-        unwritten : mapping of int to iterable of Box
-            Per level the boxes that are still to be written. A chunk at the end of an axis is read
-            before it is written, which fails for one that was cut off.
-        """
-        if not self.building.is_local:
-            return  # object stores put whole objects
-        for stray in self.building.path.rglob("*.partial"):
-            stray.unlink(missing_ok=True)
-        for level, boxes in unwritten.items():
-            remove_chunks(self.levels[level], self.building.path / str(level), boxes)
-
-    def boxes_of(self, todo: Mapping[int, Iterable[int]]) -> dict[int, list[Box]]:
-        """Return the boxes per level that the regions of each pass, by its level, write."""
-        boxes: dict[int, list[Box]] = {level: [] for level in range(self.pyramid.n_levels)}
-        for first, regions in todo.items():
-            grid = self.pyramid.regions(first)
-            for index in regions:
-                region = grid[index].core
-                boxes[first].append(region)
-                if first == 0:
-                    for level in range(1, self.pyramid.n_fused):
-                        boxes[level].append(self.pyramid.cells_of(level, region))
-        return boxes
+    def sweep(self) -> None:
+        """Remove the temporary files of writes that a kill cut off: zarr renames finished ones."""
+        if self.building.is_local:
+            for stray in self.building.path.rglob("*.partial"):
+                stray.unlink(missing_ok=True)
 
     def _clear(self) -> None:
         if self.building.is_local:
@@ -168,7 +145,13 @@ class LevelStore:
         return {k: v for k, v in self.__dict__.items() if k != "levels"}
 
     def write(self, level: int, box: Box, voxels: np.ndarray) -> None:
-        """Write voxels, which hold whole stored objects, to a level; empty ones make no file."""
+        """Write voxels, which hold whole stored objects, to a level; empty ones make no file.
+
+        What a kill cut off is removed first: a chunk at the end of an axis is read before it is
+        written, which fails for half a file.
+        """
+        if self.building.is_local:  # object stores put whole objects
+            remove_chunks(self.levels[level], self.building.path / str(level), [box])
         self.levels[level][box.slices] = voxels
 
     def read(self, level: int, box: Box) -> np.ndarray:
