@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     segment.add_argument("--png", help="write a picture with outlines there")
     segment.add_argument("--overwrite", action="store_true", help="replace another run's labels")
     _add_convert(commands)
+    _add_ui(commands)
     return parser
 
 
@@ -95,6 +96,12 @@ def _add_convert(commands: Any) -> None:
     convert.add_argument("--reader", help="reader to use, such as bioio")
     convert.add_argument("--workers", type=int, help="threads (default: one per core)")
     convert.add_argument("--overwrite", action="store_true", help="replace an image that is there")
+
+
+def _add_ui(commands: Any) -> None:
+    ui = commands.add_parser("ui", help="show past and present runs in a browser, until Ctrl-C")
+    ui.set_defaults(run=_ui)
+    ui.add_argument("--open", action="store_true", help="open the browser")
 
 
 def _integers(text: str) -> tuple[int, ...]:
@@ -182,6 +189,12 @@ def _convert(options: argparse.Namespace) -> None:
         overwrite=options.overwrite,
     )
     print(f"{'image':<22}{target}")  # noqa: T201
+
+
+def _ui(options: argparse.Namespace) -> None:
+    from flows.ui import show_ui
+
+    show_ui(open_browser=options.open)
 
 
 def _say(report: RunReport, picture: Path | None) -> None:

@@ -8,36 +8,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from prefect import flow, get_run_logger
-from prefect.context import FlowRunContext
+from prefect import flow
 
-from flows import tasks
-from flows.batches import batches_of, results_of
-from flows.runners import local_dask_runner, send_library_logs
-from flows.server import prefect_server
-from patchworks.conversion import regions
-from patchworks.conversion.collection import (
-    CollectionPlan,
-    begin_collection,
-    is_whole,
-    plan_images,
-    publish_collection,
-)
-from patchworks.conversion.plan import ConversionOptions, ConversionPlan
-from patchworks.conversion.run import (
-    ConversionReport,
-    Timed,
-    check_reachable,
-    is_finished,
-    run_images,
-    settle_failed,
-    settle_finished,
-    total_of,
-)
-from patchworks.errors import PatchworksError
+from flows.carry_out import ON_WORKERS, carry_out
+from flows.cluster import ClusterSpec
+from flows.job import Job, cluster_of, handed_over, start
+from flows.parameters import Conversion, Run, checked, split_keywords
+from patchworks.conversion.collection import plan_images
+from patchworks.conversion.plan import ConversionOptions
+from patchworks.conversion.run import ConversionReport, run_images
 from patchworks.plan import PathLike
-from patchworks.run import whole_number
 
 
 def convert_image(
@@ -58,8 +40,11 @@ def convert_image(
     codec: str = "blosc",
     reader: str | None = None,
     max_workers: int | None = None,
+    cluster: ClusterSpec | Mapping[str, Any] | PathLike | None = None,
+    retries: int = 3,
+    retry_delay_s: float = 2.0,
 ) -> ConversionReport:
-    """Convert an image to OME-Zarr as a Prefect flow on worker processes of this machine.
+    """Convert an image to OME-Zarr as a Prefect flow on worker processes.
 
     Writes the same bytes as `patchworks.plugins.ome_zarr.to_ome_zarr`. Uses the Prefect server that
     is configured, or starts one on loopback that ends with the run.
@@ -70,6 +55,8 @@ def convert_image(
         As in `to_ome_zarr`; the workers are other processes, so no array.
     max_workers : int, optional
         Worker processes; one per core by default.
+    cluster, retries, retry_delay_s
+        As in `flows.segment_image`.
     target, axes, pixel_size, n_levels, downscale, chunks, shard, channel_names, scene, \
 ngff_version, reuse_pyramid, overwrite, codec, reader
         As in `to_ome_zarr`.
@@ -84,76 +71,64 @@ ngff_version, reuse_pyramid, overwrite, codec, reader
     PatchworksError
         As `to_ome_zarr` does; what can be checked before work, before a server is started.
     """
-    if max_workers is not None:
-        max_workers = whole_number("max_workers", max_workers, 1, 2**16)
-    options = ConversionOptions(
-        axes=axes,
-        pixel_size=pixel_size,
-        n_levels=n_levels,
-        downscale=downscale,
-        chunks=chunks,
-        shard=shard,
-        channel_names=channel_names,
-        scene=scene,
-        ngff_version=ngff_version,
-        reuse_pyramid=reuse_pyramid,
-        codec=codec,
-        reader=reader,
-        overwrite=overwrite,
+    keywords = dict(locals())
+    for name in ("source", "target", "cluster", "max_workers"):
+        del keywords[name]
+    groups = split_keywords(keywords, {"conversion": Conversion, "run": Run})
+    job = plan_conversion_job(
+        source, target, groups, cluster=cluster_of(cluster, max_workers=max_workers)
     )
-    plan = plan_images(source, target, options)
-    for part in plan.parts:
-        check_reachable(part)
-    if is_whole(plan) or (not plan.is_collection and is_finished(plan.parts[0])):
-        return run_images(plan, progress=False)
-    with prefect_server():
-        runner = local_dask_runner(n_workers=max_workers)
-        on_workers = convert_image_flow.with_options(task_runner=runner)  # type: ignore[arg-type]
-        report: ConversionReport = on_workers(
-            source=str(source), target=str(plan.place), run=tasks.Opaque(plan)
-        )
+    if job.is_done and job.conversion is not None:
+        return run_images(job.conversion, progress=False)
+    asked = {"source": job.image, "target": target, **groups, "cluster": job.cluster}
+    report: ConversionReport = start(convert_image_flow, job, asked)
     return report
+
+
+def plan_conversion_job(
+    source: PathLike,
+    target: PathLike,
+    groups: Mapping[str, Mapping[str, Any]],
+    *,
+    cluster: ClusterSpec,
+) -> Job:
+    """Return the job of converting an image, after checking all that can be checked."""
+    options = ConversionOptions(**groups.get("conversion", {}))
+    job = Job(
+        image=str(source),
+        conversion=plan_images(source, target, options),
+        run=checked(Run, groups.get("run", {})),
+        cluster=cluster,
+    )
+    job.check()
+    return job
 
 
 @flow(
     name="convert image",
     flow_run_name="convert {source}",
-    validate_parameters=False,
-    persist_result=False,
+    description="Convert a microscope file to a calibrated OME-Zarr image with a pyramid.",
+    **ON_WORKERS,
 )
 def convert_image_flow(
-    source: str,  # noqa: ARG001 - shown as what the run was asked for
-    target: str,  # noqa: ARG001
-    run: tasks.Opaque[CollectionPlan],
+    source: str,
+    target: str,
+    conversion: Conversion = Conversion(),
+    run: Run = Run(),
+    cluster: ClusterSpec = ClusterSpec(),
 ) -> ConversionReport:
-    """Write level 0 region by region, then the other levels, then the metadata."""
-    logger = get_run_logger()
-    send_library_logs("INFO")
-    _ = FlowRunContext.get().task_runner.client  # type: ignore[union-attr] # starts the workers
-    plan = run.held
-    begin_collection(plan)
-    reports = [carry_out_conversion(part) for part in plan.parts]
-    if plan.is_collection:
-        publish_collection(plan)
-    report = total_of(plan, reports)
-    logger.info("%s", report)
+    """Convert an image.
+
+    Args:
+        source: Path of a microscope file, of a folder or pattern of TIFF files, or of a zarr store.
+        target: Path or URL of the OME-Zarr store to make.
+        conversion: How it is converted.
+        run: How the run is carried out.
+        cluster: Where its tasks run.
+    """
+    job = handed_over()
+    if job is None:
+        groups = {"conversion": dict(conversion), "run": dict(run)}
+        job = plan_conversion_job(source, target, groups, cluster=cluster)
+    report: ConversionReport = carry_out(job)
     return report
-
-
-def carry_out_conversion(plan: ConversionPlan) -> ConversionReport:
-    """Submit the tasks of a conversion, batches of regions, in order."""
-    if is_finished(plan):
-        return settle_finished(plan)
-    with Timed(plan) as timed:
-        try:
-            stage = results_of([tasks.set_up_conversion.submit(tasks.Opaque(plan))])[0]
-            for level in plan.passes:
-                batches = batches_of(regions.todo(plan, level))
-                results_of([tasks.convert_regions.submit(stage, level, b) for b in batches])
-            results_of([tasks.finish_conversion.submit(stage)])
-        except PatchworksError as error:
-            settle_failed(plan, error, all_ended=True)
-            raise
-        finally:
-            plan.reader.close()
-    return timed.made()

@@ -18,9 +18,12 @@ def empty_database_template() -> Path:
 
 def start_from_template(database: Path) -> bool:
     """Copy the template to `database`; False where there is none yet, and Prefect migrates."""
+    part = database.with_name(f"{database.name}.part")  # half a copy must not pass for a database
     try:
-        shutil.copyfile(empty_database_template(), database)
+        shutil.copyfile(empty_database_template(), part)
+        part.replace(database)
     except OSError:
+        part.unlink(missing_ok=True)
         return False
     return True
 

@@ -7,33 +7,37 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from prefect import flow, get_run_logger
-from prefect.context import FlowRunContext
+from prefect import flow
 
-from flows import tasks
-from flows.batches import batches_of, results_of
-from flows.convert_image import carry_out_conversion
-from flows.runners import local_dask_runner, send_library_logs
-from flows.server import prefect_server
-from patchworks import pipeline
-from patchworks.conversion.collection import plan_images
-from patchworks.conversion.plan import ConversionOptions, ConversionPlan, made_from
-from patchworks.errors import InputError, PatchworksError
+from flows.carry_out import ON_WORKERS, carry_out
+from flows.cluster import ClusterSpec
+from flows.job import Job, cluster_of, handed_over, start
+from flows.parameters import Group, Labels, Run, Selection, Tiles, checked, split_keywords
+from flows.segmenter_choice import SegmenterChoice, Threshold, as_shown, segmenter_of
+from patchworks.conversion.collection import CollectionPlan, plan_images
+from patchworks.conversion.plan import ConversionOptions, made_from
+from patchworks.errors import InputError
 from patchworks.geometry.tile_shape import TileShapeRule
 from patchworks.io.location import Location
 from patchworks.io.source import kind_of
-from patchworks.pipeline import RunPlan
-from patchworks.plan import PathLike, RunOptions, check_reachable, plan_run
+from patchworks.plan import PathLike, RunOptions, describe_image, plan_run
 from patchworks.readers.registry import is_zarr, open_reader
 from patchworks.report import RunReport
-from patchworks.run_plan import is_finished, settle_finished
-from patchworks.segmenters import Segmenter, name_of, resolve_segmenter
-from patchworks.steps.merge import Relabeling
+from patchworks.run_plan import settle_finished
+from patchworks.segmenters import Segmenter, resolve_segmenter
 from patchworks.temporary import temporary_store
+
+SEGMENT_GROUPS: dict[str, type[Group]] = {
+    "selection": Selection,
+    "tiles": Tiles,
+    "labels": Labels,
+    "run": Run,
+}
+"""The groups of the form, by the name of the flow's parameter."""
 
 SegmenterSpec = Segmenter | str | Mapping[str, Any]
 
@@ -46,11 +50,13 @@ def segment_image(
     overlap: int | Sequence[int] | None = None,
     channel: int | None = 0,
     level: int = 0,
+    use_gpu: bool = False,
     max_workers: int | None = None,
     write_to: PathLike | None = None,
     output_component: str = "labels",
     pyramid_levels: int | None = None,
     pyramid_downscale: int = 2,
+    sequential_labels: bool = False,
     skip_empty: bool = False,
     empty_threshold: float | None = None,
     stage_dir: PathLike | None = None,
@@ -60,8 +66,12 @@ def segment_image(
     resume: bool = True,
     overwrite: bool = False,
     convert_to: PathLike | None = None,
+    cluster: ClusterSpec | Mapping[str, Any] | PathLike | None = None,
+    retries: int = 3,
+    retry_delay_s: float = 2.0,
+    tile_timeout_s: float | None = None,
 ) -> RunReport:
-    """Segment an image as a Prefect flow on worker processes of this machine.
+    """Segment an image as a Prefect flow on worker processes.
 
     Writes the same bytes as `patchworks.tile_process`. Uses the Prefect server that is configured,
     or starts one on loopback that ends with the run.
@@ -74,13 +84,23 @@ def segment_image(
     segmenter : str, mapping or callable
         ``"threshold"``, ``{"name": "threshold", "value": 400}``, ``"package.module:function"``,
         ``{"import": "package.module:factory", "kwargs": {...}}``, or a function.
+    use_gpu : bool
+        Segment on worker processes of their own, one for each GPU.
     max_workers : int, optional
         Worker processes; one per core by default.
     convert_to : path, optional
         Where the OME-Zarr image goes if `image` is a file; by default beside it.
+    cluster : ClusterSpec, mapping, path of a YAML file or address, optional
+        Where the tasks run; by default worker processes of this machine.
+    retries, retry_delay_s : int, float
+        How often a task is tried again after an error that may heal, and seconds before the first
+        of these; each further one waits twice as long.
+    tile_timeout_s : float, optional
+        Seconds that one tile may take before its worker is ended and a new one tries again: the
+        only way out of a call into a driver that hangs.
     tile_shape, overlap, channel, level, write_to, output_component, pyramid_levels, \
-pyramid_downscale, skip_empty, empty_threshold, stage_dir, keep_stage, stitch, connectivity, \
-resume, overwrite
+pyramid_downscale, sequential_labels, skip_empty, empty_threshold, stage_dir, keep_stage, stitch, \
+connectivity, resume, overwrite
         As in `patchworks.tile_process`.
 
     Returns
@@ -92,79 +112,106 @@ resume, overwrite
     ------
     InputError, TargetExistsError, TargetNotWritableError
         Before any work, and before a server or worker is started.
+    TargetInUseError
+        If another run is writing there.
     SegmenterError
         If the function fails on a tile; the tiles that are done are kept, and the same call goes
         on from there.
     """
-    function = resolve_segmenter(segmenter)
-    stored = write_to is not None or kind_of(image) == "path"
-    options = RunOptions(
-        tile_shape=tile_shape,
-        overlap=overlap,
-        channel=channel,
-        level=level,
-        write_to=write_to if stored else temporary_store(),
-        is_temporary=not stored,
-        output_component=output_component,
-        pyramid_levels=pyramid_levels,
-        pyramid_downscale=pyramid_downscale,
-        skip_empty=skip_empty,
-        empty_threshold=empty_threshold,
-        stage_dir=stage_dir,
-        stitch=stitch,
-        connectivity=connectivity,
-        overwrite=overwrite,
+    keywords = dict(locals())
+    beside = ("image", "segmenter", "convert_to", "cluster", "use_gpu", "max_workers")
+    for name in (*beside, "sequential_labels"):  # labels are 1..N in any case
+        del keywords[name]
+    groups = split_keywords(keywords, SEGMENT_GROUPS)
+    job = plan_segmentation(
+        image,
+        resolve_segmenter(segmenter),
+        groups,
+        cluster=cluster_of(cluster, max_workers=max_workers, use_gpu=use_gpu),
+        convert_to=convert_to,
     )
-    store, conversion = _conversion_of(image, convert_to)
-    plan = None if conversion else plan_run(store, function, options)
-    if plan is not None:
-        check_reachable(plan)
-        if resume and is_finished(plan):
-            return settle_finished(plan, keep_stage=keep_stage)
-    with prefect_server():
-        runner = local_dask_runner(n_workers=max_workers)
-        on_workers = segment_image_flow.with_options(task_runner=runner)  # type: ignore[arg-type]
-        report: RunReport = on_workers(
-            image=plan.source.name if plan is not None else os.fspath(image),
-            segmenter=name_of(segmenter) if callable(segmenter) else segmenter,
-            convert_to=None if conversion is None else str(conversion.place),
-            run=_Run(function, options, plan, conversion, keep_stage=keep_stage, resume=resume),
-        )
+    if job.is_done and job.plan is not None:
+        return settle_finished(job.plan, keep_stage=keep_stage)
+    asked = {"image": job.image, "segmenter": as_shown(segmenter), "convert_to": convert_to}
+    report: RunReport = start(segment_image_flow, job, {**asked, **groups, "cluster": job.cluster})
     return report
 
 
-class _Run:
-    """What the flow works on, beside what it shows as its parameters."""
+def plan_segmentation(
+    image: Any,
+    segmenter: Segmenter,
+    groups: Mapping[str, Mapping[str, Any]],
+    *,
+    cluster: ClusterSpec,
+    convert_to: PathLike | None = None,
+) -> Job:
+    """Return the job of segmenting an image, after checking all that can be checked.
 
-    def __init__(
-        self,
-        function: Segmenter,
-        options: RunOptions,
-        plan: RunPlan | None,
-        conversion: ConversionPlan | None,
-        *,
-        keep_stage: bool,
-        resume: bool,
-    ) -> None:
-        self.function = function
-        self.options = options
-        self.plan = plan
-        self.conversion = conversion
-        self.keep_stage = keep_stage
-        self.resume = resume
-
-
-def _conversion_of(image: Any, convert_to: PathLike | None) -> tuple[Any, ConversionPlan | None]:
-    """Return the image to segment, and its conversion if it is a file that is not converted."""
+    Parameters
+    ----------
+    image, convert_to
+        As in `segment_image`.
+    segmenter : callable
+        The function.
+    groups : mapping
+        What was asked for, sorted into the groups `SEGMENT_GROUPS`; what is left out is by default.
+    cluster : ClusterSpec
+        Where the tasks run.
+    """
     target = converted_path(image, convert_to) if kind_of(image) == "path" else None
-    if target is None:
-        return image, None
-    options = ConversionOptions()
-    reader = open_reader(image)
-    if made_from(Location.parse(target)).get("source") == reader.identity():
+    if target is not None:
+        reader = open_reader(image)
+        is_made = made_from(Location.parse(target)).get("source") == reader.identity()
         reader.close()
-        return target, None
-    return target, plan_images(image, target, options).parts[0]
+        if not is_made:
+            conversion = plan_images(image, target, ConversionOptions())
+            return plan_after_conversion(conversion, segmenter, groups, cluster=cluster)
+    store = image if target is None else target
+    job = Job(
+        image=describe_image(store, channel=None, level=0).name,
+        plan=plan_run(store, segmenter, run_options(store, groups)),
+        run=checked(Run, groups.get("run", {})),
+        cluster=cluster,
+    )
+    job.check()
+    return job
+
+
+def plan_after_conversion(
+    conversion: CollectionPlan,
+    segmenter: Segmenter,
+    groups: Mapping[str, Mapping[str, Any]],
+    *,
+    cluster: ClusterSpec,
+) -> Job:
+    """Return the job of converting an image and then segmenting it."""
+    if conversion.is_collection:
+        raise InputError(
+            f"{conversion.place}: several images; convert them with convert_image, then segment "
+            f"each, or say which one with scene="
+        )
+    store = str(conversion.place)
+    options = run_options(store, groups)
+    job = Job(
+        image=conversion.parts[0].reader.name,
+        conversion=conversion,
+        plan_later=partial(plan_run, store, segmenter, options),
+        run=checked(Run, groups.get("run", {})),
+        cluster=cluster,
+    )
+    job.check()
+    return job
+
+
+def run_options(image: Any, groups: Mapping[str, Mapping[str, Any]]) -> RunOptions:
+    """Return the keywords of `patchworks.tile_process` that the groups hold."""
+    given: dict[str, Any] = {}
+    for name in ("selection", "tiles", "labels"):
+        given |= groups.get(name, {})
+    given["stage_dir"] = groups.get("run", {}).get("stage_dir")
+    if given.get("write_to") is None and kind_of(image) != "path":
+        given |= {"write_to": temporary_store(), "is_temporary": True}
+    return RunOptions(**given)
 
 
 def converted_path(image: PathLike, convert_to: PathLike | None = None) -> PathLike | None:
@@ -184,79 +231,41 @@ def converted_path(image: PathLike, convert_to: PathLike | None = None) -> PathL
 @flow(
     name="segment image",
     flow_run_name="segment {image}",
-    validate_parameters=False,
-    persist_result=False,
+    description="Run a segmentation function on an image of any size; one label image comes out.",
+    **ON_WORKERS,
 )
 def segment_image_flow(
-    image: str,  # noqa: ARG001
-    segmenter: str | Mapping[str, Any],  # noqa: ARG001 - shown as what the run was asked for
-    run: _Run,
-    convert_to: str | None = None,  # noqa: ARG001
+    image: str,
+    segmenter: SegmenterChoice = Threshold(),
+    convert_to: str | None = None,
+    selection: Selection = Selection(),
+    tiles: Tiles = Tiles(),
+    labels: Labels = Labels(),
+    run: Run = Run(),
+    cluster: ClusterSpec = ClusterSpec(),
 ) -> RunReport:
-    """Convert, set up the stage, find empty tiles, segment, stitch, merge, build the pyramid."""
-    logger = get_run_logger()
-    send_library_logs("INFO")
-    start = RunReport("", 0)
-    with start.timed("start workers"):
-        _ = FlowRunContext.get().task_runner.client  # type: ignore[union-attr]
-    plan = run.plan
-    if run.conversion is not None:
-        with start.timed("convert"):
-            logger.info("%s", carry_out_conversion(run.conversion))
-        plan = plan_run(str(run.conversion.place), run.function, run.options)
-        if run.resume and is_finished(plan):
-            return settle_finished(plan, keep_stage=run.keep_stage)
-    if plan is None:
-        raise PatchworksError("the flow was given neither a plan nor a file to convert")
-    report = RunReport(str(plan.target.location), plan.spec.grid.n_tiles, seconds=start.seconds)
-    if not run.resume:
-        plan.stage.remove()
-    try:
-        carry_out(plan, report)
-    except PatchworksError as error:
-        logger.error("%s", error)
-        error.add_note(
-            f"{len(plan.stage.done())} of {report.n_tiles} tiles are done and kept in "
-            f"{plan.stage.root}; the same call goes on from there"
+    """Segment an image.
+
+    Args:
+        image: Path or URL of an OME-Zarr or zarr store, or of a microscope file, which is converted
+            first.
+        segmenter: The function that segments.
+        convert_to: Where the OME-Zarr image of a file goes. Empty: beside it.
+        selection: Which part of the image is segmented.
+        tiles: How it is cut into tiles, and how their labels are joined.
+        labels: Where the label image goes.
+        run: How the run is carried out.
+        cluster: Where its tasks run.
+    """
+    job = handed_over()
+    if job is None:
+        groups = {"selection": selection, "tiles": tiles, "labels": labels, "run": run}
+        job = plan_segmentation(
+            image,
+            segmenter_of(segmenter),
+            {name: dict(group) for name, group in groups.items()},
+            cluster=cluster,
+            convert_to=convert_to,
         )
-        raise
-    if not run.keep_stage:
-        plan.stage.remove()
-    logger.info("%s", report)
+    report: RunReport = carry_out(job)
     return report
-
-
-def carry_out(plan: RunPlan, report: RunReport) -> None:
-    """Submit the tasks of every step in order, and count what they did into `report`."""
-    with report.timed("set up stage"):
-        stage = tasks.set_up_stage(tasks.Opaque(plan))
-    grid, pyramid = plan.spec.grid, plan.spec.pyramid
-    if plan.spec.skip_empty and plan.stage.read_array(pipeline.OCCUPANCY) is None:
-        with report.timed("estimate empty tiles"):
-            threshold = results_of([tasks.choose_threshold.submit(stage)])[0]
-            found = results_of(
-                [
-                    tasks.estimate_empty_tiles.submit(stage, threshold, b)
-                    for b in batches_of(range(grid.n_tiles))
-                ]
-            )
-            pipeline.save_occupancy(plan, found)
-    with report.timed("segment"):
-        done = set(plan.stage.done())
-        todo = [i for i in range(grid.n_tiles) if i not in done]
-        report.n_reused += len(done)
-        batches = batches_of(todo)
-        for outcomes in results_of([tasks.segment_tiles.submit(stage, b) for b in batches]):
-            report.count(outcomes)
-    with report.timed("stitch"):
-        report.n_objects = results_of([tasks.stitch.submit(stage)])[0]
-        relabeling = Relabeling.load(plan.stage)
-    with report.timed("merge"):
-        regions = pipeline.begin_label_image(plan, relabeling)
-        batches = batches_of(regions)
-        results_of([tasks.merge_regions.submit(stage, b) for b in batches])
-    with report.timed("pyramid"):
-        for level in range(pyramid.n_fused, pyramid.n_levels):
-            batches = batches_of(range(pyramid.regions(level).n_tiles))
-            results_of([tasks.build_level.submit(stage, level, b) for b in batches])
-        results_of([tasks.finish_pyramid.submit(stage)])

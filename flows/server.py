@@ -1,17 +1,25 @@
-"""The Prefect server of a run: the configured one, or an own one for as long as the run lasts.
+"""The Prefect server of a run: the configured one, or an own one for as long as runs last.
 
 PREFECT_API_URL set  ──► that server: checked, used, never stopped
-nothing configured   ──► own_server: loopback, private, stopped at the end
+nothing configured   ──► history: loopback, private, shared by this user's runs; its database stays
+no usable folder     ──► own_server: the same, for this run alone; its database goes
 """
 
+import logging
 import os
+import platform
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from urllib.parse import urlsplit
+from uuid import UUID
 
 from prefect.client.base import ServerType
 from prefect.client.orchestration import get_client
+from prefect.events import emit_event
 from prefect.events.worker import EventsWorker
 from prefect.settings import (
     PREFECT_API_URL,
@@ -21,11 +29,15 @@ from prefect.settings import (
     temporary_settings,
 )
 
+from flows.configured import configured_url
 from flows.environment import environment
 from flows.errors import ServerError
-from flows.own_server import LOOPBACK, PRIVATE, own_server
+from flows.history import server_with_history_if_possible
+from flows.own_server import LOOPBACK, PRIVATE, is_healthy
 
 _DRAIN_S = 10.0
+_RECORD_S = 30.0  # 1000 task runs that end at once take 6 s
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,19 +61,22 @@ class PrefectServer:
 
 @contextmanager
 def prefect_server(
-    *, startup_timeout_s: float = 90.0, answer_timeout_s: float = 10.0
+    *, announce: bool = False, startup_timeout_s: float = 90.0, answer_timeout_s: float = 10.0
 ) -> Iterator[PrefectServer]:
     """Yield a Prefect server, the one of this process and of the processes that it starts.
 
     A configured server (`PREFECT_API_URL` in the environment, a profile, settings) is used as it is
-    and left alone. Without one, a server starts on loopback; nested and concurrent calls share it,
-    and the last to leave stops it. It ends as well when this process is killed.
+    and left alone. Without one, a server starts on loopback; nested and concurrent calls, of other
+    processes of this user too, share it, and the last to leave stops it. It ends as well when they
+    are killed.
 
-    An own server's database goes with it. To keep the history of runs, run `prefect server start`
-    once and set `PREFECT_API_URL`.
+    An own server's database stays in the user's data folder, or in `PATCHWORKS_DATA_DIR`;
+    `patchworks ui` shows it. Where it cannot stay, a `HistoryWarning` says why.
 
     Parameters
     ----------
+    announce : bool
+        Print, once, to standard error, where the server's pages are.
     startup_timeout_s : float
         Seconds that an own server may take to come up.
     answer_timeout_s : float
@@ -83,6 +98,8 @@ def prefect_server(
             {PREFECT_API_URL: server.url, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False}
         ),
     ):
+        if announce:
+            _CURRENT.announce()
         yield server
 
 
@@ -97,16 +114,24 @@ class _CurrentServer:
         self._lock = threading.Lock()
         self._users = 0
         self._server: PrefectServer | None = None
+        self._announcement = ""
         self._cleanup = ExitStack()
+
+    def announce(self) -> None:
+        with self._lock:
+            if self._announcement:
+                print(self._announcement, file=sys.stderr, flush=True)  # noqa: T201
+            self._announcement = ""
 
     @contextmanager
     def lease(self, startup_timeout_s: float, answer_timeout_s: float) -> Iterator[PrefectServer]:
         with self._lock:
-            url = _configured_url()
+            url = configured_url()
             if self._server is not None:
                 lent = _running_server(url or self._server.url, answer_timeout_s)
             elif url:
                 lent = self._server = _running_server(url, answer_timeout_s)
+                self._announcement = f"Prefect UI: {lent.ui_url}"
                 self._cleanup.enter_context(environment(_client_environment(url)))
             else:
                 lent = self._server = self._start(startup_timeout_s)
@@ -122,20 +147,17 @@ class _CurrentServer:
 
     def _start(self, timeout_s: float) -> PrefectServer:
         with ExitStack() as stack:
-            url = stack.enter_context(own_server(timeout_s))
-            stack.enter_context(environment(_client_environment(url) | _without_proxy()))
-            stack.callback(_drain_client_services)
+            own = stack.enter_context(server_with_history_if_possible(timeout_s))
+            stack.enter_context(environment(_client_environment(own.url) | _without_proxy()))
+            stack.callback(_leave, own.url, is_kept=own.database is not None)
+            ui_url = ui_of(own.url)
+            later = "; later: patchworks ui" if own.database else ""
+            self._announcement = f"Prefect UI: {ui_url} (for as long as this run lasts{later})"
             self._cleanup = stack.pop_all()
-        return PrefectServer(url=url, ui_url=_ui_url(url), owned=True)
+        return PrefectServer(url=own.url, ui_url=ui_url, owned=own.started)
 
 
 _CURRENT = _CurrentServer()
-
-
-def _configured_url() -> str | None:
-    # Prefect reads the environment when it is imported. A URL that was set later, or by the main
-    # thread's `prefect_server` for a new thread, stands in the environment alone.
-    return PREFECT_API_URL.value() or os.environ.get("PREFECT_API_URL") or None
 
 
 def _running_server(url: str, timeout_s: float) -> PrefectServer:
@@ -156,10 +178,11 @@ def _running_server(url: str, timeout_s: float) -> PrefectServer:
             " or unset PREFECT_API_URL in the environment and the profile: the run then starts a"
             " server of its own."
         ) from problem
-    return PrefectServer(url=url, ui_url=_ui_url(url), owned=False)
+    return PrefectServer(url=url, ui_url=ui_of(url), owned=False)
 
 
-def _ui_url(url: str) -> str:
+def ui_of(url: str) -> str:
+    """Return what a person opens in a browser to see the server whose API is at `url`."""
     with temporary_settings({PREFECT_API_URL: url}):
         return str(PREFECT_UI_URL.value())
 
@@ -181,13 +204,44 @@ def _without_proxy() -> dict[str, str]:
     return {"no_proxy": hosts, "NO_PROXY": hosts}
 
 
-def _drain_client_services() -> None:
-    """Send the logs and events still queued, and let go of the server that is about to end.
+def _leave(url: str, *, is_kept: bool) -> None:
+    """Send the logs and events still queued, and let go of the server that may be about to end.
 
     Prefect keeps one events service per process whatever the URL: left alive, it would send the
     events of the next own server's runs to this one. In a thread, since `drain_all` only blocks
     where no event loop runs.
     """
-    drain = threading.Thread(target=EventsWorker.drain_all, kwargs={"timeout": _DRAIN_S})
+    drain = threading.Thread(target=_drain, args=[url, is_kept])
     drain.start()
     drain.join()
+
+
+def _drain(url: str, is_kept: bool) -> None:
+    settings = {
+        PREFECT_API_URL: url,
+        PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False,
+        PREFECT_CLIENT_MAX_RETRIES: 0,
+    }
+    with temporary_settings(settings):
+        has_sent = bool(getattr(EventsWorker, "_instances", True))
+        if is_kept and has_sent and is_healthy(urlsplit(url).port or 0):
+            # The states of task runs reach the server as events, which it writes down later and
+            # forgets when it stops. They are written in order: when the last is, all of them are.
+            process = f"patchworks.process.{platform.node()}.{os.getpid()}"
+            last = emit_event("patchworks.process.left", {"prefect.resource.id": process})
+            if last is not None:
+                _await_event(last.id)
+        EventsWorker.drain_all(timeout=_DRAIN_S)
+
+
+def _await_event(event_id: UUID) -> None:
+    deadline_s = time.monotonic() + _RECORD_S
+    wanted = {"filter": {"id": {"id": [str(event_id)]}}}
+    try:
+        with get_client(sync_client=True) as client:
+            while time.monotonic() < deadline_s:
+                if client.request("POST", "/events/filter", json=wanted).json()["total"]:
+                    return
+                time.sleep(0.1)
+    except Exception as error:  # noqa: BLE001 - the run has ended well; its record may lack a state
+        _LOG.debug("the server ended before it had written down all states: %r", error)

@@ -1,45 +1,38 @@
 """One Prefect task per stage of a run, thin over `patchworks.pipeline`.
 
-What passes between tasks is the path of the stage, indices and small records, never voxels. A task
-may be run again at any time: tiles and regions that are done are left alone.
+What passes between tasks is the place of the stage, spans of indices and small records, never
+voxels. A task may be run again at any time: tiles and regions that are done are left alone.
 """
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Generic, TypeVar
 
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
+from flows.batches import MAX_FAILURES, Batch
+from flows.caching import CACHED, UNCACHED, StageOf
+from flows.retries import retrying
 from patchworks import pipeline
-from patchworks.conversion import regions
+from patchworks.conversion import pyramid, regions
 from patchworks.conversion.plan import ConversionPlan
+from patchworks.conversion.pyramid import PyramidAddition
 from patchworks.errors import PatchworksError, portable
 from patchworks.lazy import make_readable
-from patchworks.pipeline import RunPlan, TileOutcome
+from patchworks.pipeline import RunPlan
+from patchworks.plugins.overview import overview_of
 from patchworks.run_plan import open_stage
 from patchworks.steps.merge import Relabeling
 
-UNCACHED: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}
-"""The stage says what is done; a Prefect cache would be a second truth."""
+RETRYING = retrying(3, 2.0)
+"""What a flow's own options replace."""
 
-
-@dataclass(frozen=True)
-class Batch:
-    """The tiles or regions of one task run."""
-
-    indices: tuple[int, ...]
-
-    @property
-    def span(self) -> str:
-        """The first and the last of them, for the task run's name."""
-        first, last = self.indices[0], self.indices[-1]
-        return f"{first}-{last}" if last > first else f"{first}"
-
+PICTURE_BYTES = 150_000
+"""Size of the picture: it lies in the server's database."""
 
 Held = TypeVar("Held")
 
@@ -49,33 +42,6 @@ class Opaque(Generic[Held]):
 
     def __init__(self, held: Held) -> None:
         self.held = held
-
-
-@task(name="set up conversion", **UNCACHED)
-def set_up_conversion(opaque: Opaque[ConversionPlan]) -> tuple[str, str]:
-    """Make the empty levels, or go on with those of an interrupted try; returns the stage."""
-    plan = opaque.held
-    with portably():
-        regions.begin(plan)
-    return plan.stage.root.url, plan.attempt
-
-
-@task(
-    name="convert regions",
-    task_run_name="convert level {level}, regions {batch.span}",
-    **UNCACHED,
-)
-def convert_regions(stage: tuple[str, str], level: int, batch: Batch) -> int:
-    """Write a batch of regions of a level; returns how many bytes."""
-    with portably():
-        return regions.write_regions(regions.load_plan(*stage), level, batch.indices)
-
-
-@task(name="finish conversion", task_run_name="finish conversion, put image in place", **UNCACHED)
-def finish_conversion(stage: tuple[str, str]) -> None:
-    """Write the image's metadata and put it in its place."""
-    with portably():
-        regions.publish(regions.load_plan(*stage))
 
 
 @contextmanager
@@ -90,68 +56,186 @@ def portably() -> Iterator[None]:
     raise failure
 
 
-@task(name="set up stage", **UNCACHED)
-def set_up_stage(opaque: Opaque[RunPlan]) -> str:
+@task(name="set up conversion", tags=["convert"], **RETRYING, **UNCACHED)
+def set_up_conversion(opaque: Opaque[ConversionPlan]) -> None:
+    """Make the empty levels, or go on with those of an interrupted try."""
+    with portably():
+        regions.begin(opaque.held)
+
+
+@task(
+    name="convert regions",
+    task_run_name="convert level {level}, regions {batch.span}",
+    tags=["convert"],
+    **RETRYING,
+    **CACHED,
+)
+def convert_regions(stage: StageOf, level: int, batch: Batch) -> int:
+    """Write a batch of regions of a level; returns how many bytes."""
+    with portably():
+        plan = regions.load_plan(stage.root, stage.attempt)
+        return regions.write_regions(plan, level, batch.indices, max_failures=MAX_FAILURES)
+
+
+@task(
+    name="finish conversion",
+    task_run_name="finish conversion, put image in place",
+    tags=["convert"],
+    **RETRYING,
+    **UNCACHED,
+)
+def finish_conversion(stage: StageOf) -> None:
+    """Write the image's metadata and put it in its place."""
+    with portably():
+        regions.publish(regions.load_plan(stage.root, stage.attempt))
+
+
+@task(name="set up levels", tags=["pyramid"], **RETRYING, **UNCACHED)
+def set_up_levels(opaque: Opaque[PyramidAddition]) -> None:
+    """Make the empty levels, or go on with those of an interrupted try."""
+    with portably():
+        pyramid.begin_addition(opaque.held)
+
+
+@task(
+    name="add level",
+    task_run_name="add level {level}, regions {batch.span}",
+    tags=["pyramid"],
+    **RETRYING,
+    **CACHED,
+)
+def add_level(stage: StageOf, level: int, batch: Batch) -> int:
+    """Write a batch of regions of a level from the level above."""
+    with portably():
+        return pyramid.add_regions(pyramid.load_addition(stage.root), level, batch.indices)
+
+
+@task(
+    name="finish levels",
+    task_run_name="finish levels, write metadata",
+    tags=["pyramid"],
+    **RETRYING,
+    **UNCACHED,
+)
+def finish_levels(stage: StageOf) -> None:
+    """Write the image's metadata: now it has a pyramid."""
+    with portably():
+        pyramid.finish_addition(pyramid.load_addition(stage.root))
+
+
+@task(name="set up stage", tags=["stage"], **RETRYING, **UNCACHED)
+def set_up_stage(opaque: Opaque[RunPlan]) -> StageOf:
     """Make the stage, put the image where every worker can read it, prepare the function."""
     plan = opaque.held
-    open_stage(plan)
-    plan = make_readable(plan, by_other_processes=True)
-    plan = pipeline.with_segmenter(plan, pipeline.prepare_segmenter(plan.segmenter, plan.source))
-    pipeline.save_plan(plan)
-    return str(plan.stage.root)
+    with portably():
+        stage = open_stage(plan)
+        plan = make_readable(plan, by_other_processes=True)
+        plan = pipeline.with_segmenter(
+            plan, pipeline.prepare_segmenter(plan.segmenter, plan.source)
+        )
+        pipeline.save_plan(plan)
+    return StageOf.of(stage.root, plan.tiles_fingerprint, plan.segmenter_digest, stage.id)
 
 
-@task(name="choose threshold of empty tiles", **UNCACHED)
-def choose_threshold(stage: str) -> float:
+@task(name="choose threshold of empty tiles", tags=["estimate"], **RETRYING, **CACHED)
+def choose_threshold(stage: StageOf) -> float:
     """Return the intensity above which a voxel is signal."""
-    return pipeline.sample_threshold(pipeline.load_plan(stage))
+    with portably():
+        return pipeline.sample_threshold(pipeline.load_plan(stage.root))
 
 
 @task(
     name="estimate empty tiles",
     task_run_name="estimate empty tiles {batch.span}",
-    **UNCACHED,
+    tags=["estimate"],
+    **RETRYING,
+    **CACHED,
 )
-def estimate_empty_tiles(stage: str, threshold: float, batch: Batch) -> list[tuple[int, bool]]:
+def estimate_empty_tiles(stage: StageOf, threshold: float, batch: Batch) -> list[bool]:
     """Return for each tile whether it reads any voxel above the threshold."""
-    return pipeline.find_occupied(pipeline.load_plan(stage), threshold, batch.indices)
-
-
-@task(name="segment tiles", task_run_name="segment tiles {batch.span}", **UNCACHED)
-def segment_tiles(stage: str, batch: Batch) -> list[TileOutcome]:
-    """Read, segment and stage a batch of tiles."""
     with portably():
-        return pipeline.segment_tiles(pipeline.load_plan(stage), batch.indices)
+        plan = pipeline.load_plan(stage.root)
+        return [bool(x) for _, x in pipeline.find_occupied(plan, threshold, batch.indices)]
 
 
-@task(name="stitch", **UNCACHED)
-def stitch(stage: str) -> int:
+@task(
+    name="segment tiles",
+    task_run_name="segment tiles {batch.span}",
+    tags=["segment"],
+    **RETRYING,
+    **CACHED,
+)
+def segment_tiles(stage: StageOf, batch: Batch) -> dict[str, Any]:
+    """Read, segment and stage a batch of tiles; returns how many came to what, and seconds.
+
+    `last_s` are those of the last tile: the first of a process may have loaded a model.
+    """
+    with portably():
+        plan = pipeline.load_plan(stage.root)
+        outcomes = pipeline.segment_tiles(plan, batch.indices, max_failures=MAX_FAILURES)
+    found: dict[str, Any] = {"segmented": 0, "empty": 0, "reused": 0, "last_s": None}
+    for outcome in outcomes:
+        found[outcome.status] += 1
+        if outcome.status == "segmented":
+            found["last_s"] = outcome.seconds
+    return found
+
+
+@task(name="stitch", tags=["merge"], **RETRYING, **UNCACHED)
+def stitch(stage: StageOf) -> int:
     """Judge every seam, number the objects, and return how many there are."""
-    plan = pipeline.load_plan(stage)
-    joins = pipeline.join_tiles(plan, range(plan.spec.grid.n_tiles))
-    return pipeline.relabel(plan, [joins]).n_objects
+    with portably():
+        plan = pipeline.load_plan(stage.root)
+        joins = pipeline.join_tiles(plan, range(plan.spec.grid.n_tiles))
+        return pipeline.relabel(plan, [joins]).n_objects
 
 
-@task(name="merge", task_run_name="merge regions {batch.span}", **UNCACHED)
-def merge_regions(stage: str, batch: Batch) -> int:
+@task(
+    name="merge",
+    task_run_name="merge regions {batch.span}",
+    tags=["merge"],
+    **RETRYING,
+    **CACHED,
+)
+def merge_regions(stage: StageOf, batch: Batch) -> int:
     """Write the merged labels of a batch of regions."""
-    return pipeline.finish_regions(pipeline.load_plan(stage), batch.indices)
+    with portably():
+        return pipeline.finish_regions(pipeline.load_plan(stage.root), batch.indices)
 
 
 @task(
     name="build pyramid",
     task_run_name="build level {level}, {batch.span}",
+    tags=["pyramid"],
+    **RETRYING,
+    **CACHED,
+)
+def build_level(stage: StageOf, level: int, batch: Batch) -> int:
+    """Write regions of a level from the level above."""
+    with portably():
+        plan = pipeline.load_plan(stage.root)
+        image = plan.label_image(Relabeling.load(plan.stage))
+        return pipeline.build_level(image, level, batch.indices)
+
+
+@task(
+    name="finish pyramid",
+    task_run_name="finish pyramid, put labels in place",
+    tags=["pyramid"],
+    **RETRYING,
     **UNCACHED,
 )
-def build_level(stage: str, level: int, batch: Batch) -> int:
-    """Write regions of a level from the level above."""
-    plan = pipeline.load_plan(stage)
-    image = plan.label_image(Relabeling.load(plan.stage))
-    return pipeline.build_level(image, level, batch.indices)
-
-
-@task(name="finish pyramid", task_run_name="finish pyramid, put labels in place", **UNCACHED)
-def finish_pyramid(stage: str) -> None:
+def finish_pyramid(stage: StageOf) -> None:
     """Write the label image's metadata, put it in its place and register it."""
-    plan = pipeline.load_plan(stage)
-    pipeline.publish(plan, Relabeling.load(plan.stage), version("patchworks"))
+    with portably():
+        plan = pipeline.load_plan(stage.root)
+        pipeline.publish(plan, Relabeling.load(plan.stage), version("patchworks"))
+
+
+@task(name="draw overview", tags=["overview"], **UNCACHED)
+def draw_overview(stage: StageOf, labels: str) -> str:
+    """Draw outlines of the objects over the image, small enough for a page; base64."""
+    with portably():
+        plan = pipeline.load_plan(stage.root)
+        picture = overview_of(plan.source, labels, max_bytes=PICTURE_BYTES)
+    return base64.b64encode(picture).decode()

@@ -3,9 +3,23 @@
 Every error carries one finished message, so that it survives pickling between worker processes.
 """
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+logger = logging.getLogger(__name__)
+
 
 class PatchworksError(Exception):
-    """Base of every error that patchworks raises on purpose."""
+    """Base of every error that patchworks raises on purpose.
+
+    Attributes
+    ----------
+    heals : bool
+        Whether trying the same again may help: a network that hiccups may, a wrong shape never.
+    """
+
+    heals: bool = False
 
 
 class InputError(PatchworksError, ValueError):
@@ -22,6 +36,12 @@ class TargetExistsError(PatchworksError, FileExistsError):
 
 class TargetNotWritableError(PatchworksError, PermissionError):
     """The place for the label image or the stage cannot be written."""
+
+    heals = True
+
+
+class TargetInUseError(PatchworksError, RuntimeError):
+    """Another run is writing the same output, or took it over from this one."""
 
 
 class SegmenterError(PatchworksError, RuntimeError):
@@ -51,6 +71,72 @@ class MissingExtraError(PatchworksError, ImportError):
 def portable(error: PatchworksError) -> PatchworksError:
     """Return the error without its causes: those of a user's function need not be picklable."""
     plain = type(error)(*error.args)
-    for note in getattr(error, "__notes__", ()):
-        plain.add_note(note)
+    plain.__dict__.update(error.__dict__)
     return plain
+
+
+MISTAKES = (
+    TypeError, ValueError, LookupError, NameError, AttributeError, ImportError, SyntaxError,
+    AssertionError, NotImplementedError, ArithmeticError, RecursionError,
+)  # fmt: skip
+"""What a function raises again and again for the same tile."""
+
+
+def may_heal(error: BaseException) -> bool:
+    """Return whether trying the same again may help.
+
+    Examples
+    --------
+    >>> may_heal(InputError("shape")), may_heal(TypeError()), may_heal(ConnectionError())
+    (False, False, True)
+    """
+    if isinstance(error, PatchworksError):
+        return error.heals
+    return isinstance(error, Exception) and not isinstance(error, MISTAKES)
+
+
+class Patience:
+    """Lets a few parts of a batch fail before the rest is left.
+
+    One bad tile need not keep the others of its batch from being done.
+
+    Parameters
+    ----------
+    max_failures : int
+        How many parts may fail.
+
+    Examples
+    --------
+    >>> patience, done = Patience(2), []
+    >>> for part in range(3):
+    ...     with patience.part():
+    ...         if part == 1:
+    ...             raise InputError("part 1")
+    ...         done.append(part)
+    >>> done
+    [0, 2]
+    >>> patience.end()
+    Traceback (most recent call last):
+    patchworks.errors.InputError: part 1
+    """
+
+    def __init__(self, max_failures: int) -> None:
+        self.max_failures = max_failures
+        self.failures: list[PatchworksError] = []
+
+    @contextmanager
+    def part(self) -> Iterator[None]:
+        """Do one part; its error is kept for the end, unless it was one too many."""
+        try:
+            yield
+        except PatchworksError as error:
+            self.failures.append(error)
+            if self.max_failures > 1:
+                logger.error("%s", error)
+            if len(self.failures) >= self.max_failures:
+                self.end()
+
+    def end(self) -> None:
+        """Raise one of the errors there were: one that may heal, if there is any."""
+        if self.failures:
+            raise next((error for error in self.failures if error.heals), self.failures[0])

@@ -15,6 +15,7 @@ from patchworks.geometry.box import Box
 from patchworks.geometry.grid import TileGrid
 from patchworks.io.source import ImageSource, kind_of, open_component
 from patchworks.lazy import blocks_of, lazy_array
+from patchworks.pipeline import RunPlan
 from patchworks.plan import PathLike, RunOptions, describe_image, plan_on_grid
 from patchworks.run import whole_number
 from patchworks.run_plan import run_plan
@@ -92,17 +93,37 @@ def merge_tile_labels(
         stage_dir=stage_dir,
         overwrite=overwrite,
     )
-    if isinstance(overlap, bool) or not isinstance(overlap, int) or overlap < 0:
-        raise InputError(f"overlap={overlap!r}: expected an integer >= 0")
     if n_workers is not None:
         n_workers = whole_number("n_workers", n_workers, 1, 2**16)
+    plan = plan_merge(labeled, options, input_component=input_component, overlap=overlap)
+    executor = choose_executor(n_workers)
+    run_plan(plan, executor, progress=progress, keep_stage=keep_stage)
+    return lazy_array(plan.target.location, "0")
+
+
+def plan_merge(
+    labeled: Any, options: RunOptions, *, input_component: str = "labels", overlap: int = 0
+) -> RunPlan:
+    """Return the plan of a merge, after checking all that can be checked before any work.
+
+    Parameters
+    ----------
+    labeled, input_component, overlap
+        As in `merge_tile_labels`.
+    options : RunOptions
+        Where the label image goes, and how.
+
+    Raises
+    ------
+    InputError
+        If the labels are no integers, or are not cut into tiles.
+    """
+    if isinstance(overlap, bool) or not isinstance(overlap, int) or overlap < 0:
+        raise InputError(f"overlap={overlap!r}: expected an integer >= 0")
     source, grid = _tiles(labeled, input_component, overlap)
     if source.dtype.kind not in "iu":
         raise InputError(f"{source.name}: dtype {source.dtype}; labels are integers")
-    executor = choose_executor(n_workers)
-    plan = plan_on_grid(source, labels_as_given, grid, options)
-    run_plan(plan, executor, progress=progress, keep_stage=keep_stage)
-    return lazy_array(plan.target.location, "0")
+    return plan_on_grid(source, labels_as_given, grid, options)
 
 
 def labels_as_given(labels: np.ndarray) -> np.ndarray:

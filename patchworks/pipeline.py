@@ -18,6 +18,7 @@ from typing import Any, Literal
 import cloudpickle
 import numpy as np
 
+from patchworks.errors import Patience
 from patchworks.io.label_image import LabelImage, LabelTarget
 from patchworks.io.record import TileRecord
 from patchworks.io.source import ImageSource
@@ -155,10 +156,34 @@ def prepare_segmenter(segmenter: Segmenter, source: ImageSource) -> Segmenter:
     return prepared
 
 
-def segment_tiles(plan: RunPlan, tiles: Sequence[int]) -> list[TileOutcome]:
-    """Read, segment and stage tiles; those that are done are left alone."""
+def segment_tiles(
+    plan: RunPlan, tiles: Sequence[int], *, max_failures: int = 1
+) -> list[TileOutcome]:
+    """Read, segment and stage tiles; those that are done are left alone.
+
+    Parameters
+    ----------
+    plan : RunPlan
+        The run.
+    tiles : sequence of int
+        Indices.
+    max_failures : int
+        How many tiles may fail before the rest is left: one bad tile need not keep the others from
+        being done.
+
+    Raises
+    ------
+    ImageReadError, SegmenterError, StageError
+        Of one of the tiles that failed, one that may heal if there is any; all are in the log.
+    """
     occupied = plan.stage.read_array(OCCUPANCY) if plan.spec.skip_empty else None
-    return [_segment_one(plan, index, occupied) for index in tiles]
+    outcomes: list[TileOutcome] = []
+    patience = Patience(max_failures)
+    for index in tiles:
+        with patience.part():
+            outcomes.append(_segment_one(plan, index, occupied))
+    patience.end()
+    return outcomes
 
 
 def _segment_one(plan: RunPlan, index: int, occupied: np.ndarray | None) -> TileOutcome:
@@ -239,11 +264,16 @@ def begin_label_image(plan: RunPlan, relabeling: Relabeling) -> list[int]:
 
 
 def finish_regions(plan: RunPlan, regions: Sequence[int]) -> int:
-    """Write regions of level 0, and of every level whose cells lie inside them."""
+    """Write regions of level 0, and of every level whose cells lie inside them.
+
+    Those that are marked as written are left alone.
+    """
     relabeling = Relabeling.load(plan.stage)
     image = plan.label_image(relabeling)
     grid = image.pyramid.regions()
     for index in regions:
+        if plan.stage.has_region(index):
+            continue
         region = grid[index].core
         labels = gather_region(plan.stage, plan.spec.grid, relabeling, region)
         if labels is not None:

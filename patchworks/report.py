@@ -24,6 +24,8 @@ class RunReport:
         All tiles; those segmented now; those left out as empty; those an earlier try had done.
     seconds : dict of str to float
         Wall time per step.
+    warnings : tuple of str
+        What whoever uses the labels should know.
     """
 
     labels: str
@@ -33,6 +35,7 @@ class RunReport:
     n_empty: int = 0
     n_reused: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     def count(self, outcomes: Sequence[TileOutcome]) -> None:
         """Add what became of some tiles."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from functools import partial
 from importlib.metadata import version
 from typing import Any, TypeVar
 
 from patchworks import pipeline
-from patchworks.errors import PatchworksError
+from patchworks.errors import PatchworksError, TargetInUseError, TargetNotWritableError
 from patchworks.execution.executor import Batch, Executor, batched
 from patchworks.execution.progress import say, with_progress
 from patchworks.fingerprint import remember_after_run
+from patchworks.io.run_lock import RunLock, lock_path_of
 from patchworks.io.stage import Stage
 from patchworks.lazy import make_readable
 from patchworks.pipeline import RunPlan, prepare_segmenter, with_segmenter
@@ -45,6 +47,11 @@ def run_plan(
         Show bars and, at the end, what was done.
     keep_stage, resume : bool
         As in `patchworks.tile_process`.
+
+    Raises
+    ------
+    TargetInUseError
+        If another run is writing the label image.
     """
     if resume and is_finished(plan):
         report = settle_finished(plan, keep_stage=keep_stage)
@@ -52,11 +59,27 @@ def run_plan(
         return report
     if executor.crosses_processes:
         check_reachable(plan)
-    if not resume:
-        plan.stage.remove()
-    open_stage(plan)
-    report = RunReport(str(plan.target.location), plan.spec.grid.n_tiles)
-    run = _Steps(plan, executor, report, progress)
+    plan.target.make_private()
+    with lock_of(plan) as lock:
+        if resume and is_finished(plan):  # by a run that held the lock until now
+            report = settle_finished(plan, keep_stage=keep_stage, lock=lock)
+            say(f"already done: {report}", shown=progress)
+            return report
+        if not resume:
+            plan.stage.remove()
+        open_stage(plan)
+        report = RunReport(str(plan.target.location), plan.spec.grid.n_tiles)
+        _take_steps(_Steps(plan, executor, report, lock, progress))
+        if not keep_stage:
+            plan.stage.remove()
+    logger.info("%s", report)
+    say(str(report), shown=progress)
+    return report
+
+
+def _take_steps(run: _Steps) -> None:
+    """Take every step of a run whose stage is open, and note on an error what is kept of it."""
+    plan, report = run.plan, run.report
     try:
         run.prepare()
         run.segment()
@@ -72,11 +95,14 @@ def run_plan(
         raise
     finally:
         remember_after_run(plan.segmenter, plan.segmenter_digest)
-    if not keep_stage:
-        plan.stage.remove()
-    logger.info("%s", report)
-    say(str(report), shown=progress)
-    return report
+
+
+def lock_of(plan: RunPlan, run: str = "") -> RunLock:
+    """Return the lock of the label image; `run` is what others are to call this run."""
+    target = plan.target
+    path = lock_path_of(target.location, target.image_group)
+    advice = "give another place with write_to="
+    return RunLock(path, str(target.location), run, advice=advice)
 
 
 def open_stage(plan: RunPlan) -> Stage:
@@ -109,11 +135,26 @@ def is_finished(plan: RunPlan) -> bool:
     return bool(plan.target.finished_run().get("fingerprint") == plan.fingerprint)
 
 
-def settle_finished(plan: RunPlan, *, keep_stage: bool) -> RunReport:
-    """Do what a kill right after the label image was in its place left undone, and report."""
+def settle_finished(plan: RunPlan, *, keep_stage: bool, lock: RunLock | None = None) -> RunReport:
+    """Do what a kill right after the label image was in its place left undone, and report.
+
+    Parameters
+    ----------
+    plan : RunPlan
+        The finished run.
+    keep_stage : bool
+        Whether to leave its stage.
+    lock : RunLock, optional
+        Its lock, if the caller holds it. Else what another run, which makes the label image anew,
+        is at work on is left alone.
+    """
     plan.target.register()
-    if not keep_stage and plan.stage.manifest():
-        plan.stage.remove()
+    with suppress(TargetInUseError, TargetNotWritableError), ExitStack() as held:
+        is_left = not keep_stage and bool(plan.stage.manifest())
+        if lock is None and (is_left or lock_of(plan).path.exists()):
+            held.enter_context(lock_of(plan))
+        if is_left:
+            plan.stage.remove()
     n_tiles = plan.spec.grid.n_tiles
     n_objects = int(plan.target.finished_run().get("n_objects", 0))
     return RunReport(str(plan.target.location), n_tiles, n_objects, n_reused=n_tiles)
@@ -123,11 +164,17 @@ class _Steps:
     """One method per step; what passes between them is on disk or a small record."""
 
     def __init__(
-        self, plan: RunPlan, executor: Executor, report: RunReport, progress: bool
+        self,
+        plan: RunPlan,
+        executor: Executor,
+        report: RunReport,
+        lock: RunLock,
+        progress: bool,
     ) -> None:
         self.plan = plan
         self.executor = executor
         self.report = report
+        self.lock = lock
         self.progress = progress
 
     def prepare(self) -> None:
@@ -169,6 +216,7 @@ class _Steps:
 
     def merge(self, relabeling: Relabeling) -> None:
         """Write level 0, and the levels whose cells lie inside its regions."""
+        self.lock.check()
         with self.report.timed("merge"):
             todo = pipeline.begin_label_image(self.plan, relabeling)
             finish = partial(pipeline.finish_regions, self.plan)
@@ -184,6 +232,7 @@ class _Steps:
                 regions = range(pyramid.regions(level).n_tiles)
                 for _ in self._each(build, regions, f"level {level}", "region", int):
                     pass
+            self.lock.check()
             pipeline.publish(self.plan, relabeling, version("patchworks"))
 
     def _each(

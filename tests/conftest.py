@@ -5,11 +5,20 @@ from collections.abc import Iterator
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows.history import DATA_DIR
 from flows.server import PrefectServer, prefect_server
 
 
+@pytest.fixture(scope="session", autouse=True)
+def history_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the runs of the tests out of the developer's own history."""
+    with pytest.MonkeyPatch.context() as env:
+        env.setenv(DATA_DIR, str(tmp_path_factory.mktemp("data")))
+        yield
+
+
 @pytest.fixture(scope="session")
-def server() -> Iterator[PrefectServer]:
+def server(history_of_the_tests: None) -> Iterator[PrefectServer]:
     """One Prefect server of the tests' own, even where the developer has configured another."""
     with pytest.MonkeyPatch.context() as env:
         env.delenv("PREFECT_API_URL", raising=False)

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from math import prod
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import zarr
 
@@ -25,7 +27,8 @@ from patchworks.io.conversion_stage import ConversionStage
 from patchworks.io.identity import identity_of_zarr_array
 from patchworks.io.level_store import PARTIAL_KEY, refresh_consolidated, remove_chunks
 from patchworks.io.location import Location, ZarrArray, open_array, open_group
-from patchworks.io.ngff import Calibration, Version, read_multiscale, with_levels
+from patchworks.io.ngff import Calibration, read_multiscale, with_levels
+from patchworks.io.run_lock import RunLock, lock_path_of
 from patchworks.io.source import NOT_ZARR, axes_of_array, open_node
 from patchworks.io.writing import writing
 from patchworks.readers.ome_zarr import axis_letters
@@ -33,6 +36,10 @@ from patchworks.readers.scene import ORDER, Scene
 from patchworks.run import whole_number
 from patchworks.steps.levels import Pool, build_level
 from patchworks.steps.pyramid import pool_image, pool_labels
+
+PLAN_FILE = "plan.pickle"
+
+ADVICE = "make the folder that holds the store writable, or copy the store"
 
 
 @dataclass(frozen=True)
@@ -57,48 +64,173 @@ class _GroupLevels:
         return np.asarray(self.arrays[level][box.slices])
 
 
-def extend_pyramid(
+@dataclass(frozen=True, kw_only=True)
+class PyramidAddition:
+    """Levels to be added to an array in a store, checked; what any process works on.
+
+    Parameters
+    ----------
+    store : Location
+        The group.
+    base : str
+        Path of the array in it.
+    axes, pixel_size
+        As they were asked for.
+    calibration : Calibration
+        Axes and size of the base.
+    pyramid : PyramidPlan
+        The levels, the base included.
+    fingerprint : str
+        What decides the new levels.
+    is_labels : bool
+        Whether the array holds labels.
+    """
+
+    store: Location
+    base: str
+    axes: str | None
+    pixel_size: Mapping[str, float] | None
+    calibration: Calibration
+    pyramid: PyramidPlan
+    fingerprint: str
+    is_labels: bool
+
+    @property
+    def stage(self) -> ConversionStage:
+        """What is kept while the levels are written."""
+        return ConversionStage.beside(self.store, self.fingerprint)
+
+    @cached_property
+    def levels(self) -> _GroupLevels:
+        """The base and the new levels."""
+        return _GroupLevels(self.store, self.base, self.pyramid)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "levels"}
+
+    @property
+    def pool(self) -> Pool:
+        """How a cell of voxels becomes one."""
+        return pool_labels if self.is_labels else pool_image
+
+    def lock(self, run: str = "") -> RunLock:
+        """Return the lock of the store."""
+        return RunLock(lock_path_of(self.store), str(self.store), run, advice=ADVICE)
+
+    def n_bytes(self, level: int) -> int:
+        """Return the bytes of a level, uncompressed."""
+        return prod(self.pyramid.shapes[level]) * self.levels.arrays[0].dtype.itemsize
+
+    def todo(self, level: int) -> list[int]:
+        """Return the regions of a level that are still to be written."""
+        done = self.stage.finished(level)
+        return [i for i in range(self.pyramid.regions(level).n_tiles) if i not in done]
+
+
+def plan_addition(
     store: Location,
     *,
-    base: str,
-    axes: str | None,
-    n_levels: int | None,
-    downscale: int,
-    pixel_size: Mapping[str, float] | None,
-    max_workers: int | None,
-    progress: bool,
-) -> None:
-    """Add levels to an array of a group; see `patchworks.plugins.ome_zarr.add_pyramid`."""
-    workers = available_cores()
-    if max_workers is not None:
-        workers = whole_number("max_workers", max_workers, 1, 2**16)
+    base: str = "0",
+    axes: str | None = None,
+    n_levels: int | None = None,
+    downscale: int = 2,
+    pixel_size: Mapping[str, float] | None = None,
+) -> PyramidAddition:
+    """Return what adding a pyramid comes to, after checking all that can be checked."""
     group = open_node(store)
     if isinstance(group, zarr.Array):
         raise InputError(f"{store}: an array; give the group that holds it, and base=its name")
-    array = _base(store, group, base)
-    attributes = dict(group.attrs)
+    array, attributes = _base(store, group, base), dict(group.attrs)
     calibration = _calibration(store, array, attributes, base, axes, pixel_size)
     pyramid = _plan_levels(array, calibration, n_levels, downscale)
-    fingerprint = digest("pyramid", identity_of_zarr_array(array), repr((pyramid, calibration)))
-    stage = ConversionStage.beside(store, fingerprint)
-    levels = _GroupLevels(store, base, pyramid)
-    with writing(store):
-        _begin(levels, array, fingerprint, stage)
     ome = attributes.get("ome", attributes)
-    is_labels = isinstance(ome, Mapping) and "image-label" in ome
-    pool: Pool = pool_labels if is_labels else pool_image
-    _build_levels(levels, stage, pool, workers, progress=progress)
-    version: Version = "0.4" if array.metadata.zarr_format == 2 else "0.5"
-    with writing(store):
+    return PyramidAddition(
+        store=store,
+        base=base,
+        axes=axes,
+        pixel_size=pixel_size,
+        calibration=calibration,
+        pyramid=pyramid,
+        fingerprint=digest("pyramid", identity_of_zarr_array(array), repr((pyramid, calibration))),
+        is_labels=isinstance(ome, Mapping) and "image-label" in ome,
+    )
+
+
+def begin_addition(plan: PyramidAddition) -> None:
+    """Make the empty levels, or go on with those of an interrupted try; the lock is held."""
+    array = open_array(plan.store, plan.base)
+    # Once more: another run may have ended just before.
+    attributes = dict(open_node(plan.store).attrs)
+    _calibration(plan.store, array, attributes, plan.base, plan.axes, plan.pixel_size)
+    with writing(plan.store):
+        _begin(plan.levels, array, plan.fingerprint, plan.stage)
+        plan.stage.write(PLAN_FILE, cloudpickle.dumps(plan))
+
+
+def load_addition(stage: str) -> PyramidAddition:
+    """Return the plan that is kept in a stage."""
+    plan: PyramidAddition = cloudpickle.loads(ConversionStage(Location(stage)).read(PLAN_FILE))
+    return plan
+
+
+def add_regions(plan: PyramidAddition, level: int, regions: Batch) -> int:
+    """Write regions of a level from the level above; returns how many."""
+    with writing(plan.store):
+        for region in regions:
+            if not plan.stage.is_marked(level, region):
+                build_level(plan.levels, level, [region], plan.pool)
+                plan.stage.mark(level, region)
+    return len(regions)
+
+
+def finish_addition(plan: PyramidAddition) -> None:
+    """Write the group's metadata: now it is an image with a pyramid."""
+    group = open_group(plan.store, mode="r+")
+    with writing(plan.store):
         described = with_levels(
-            attributes, version, name=store.name, calibration=calibration, pyramid=pyramid,
-            base=base, method="mode" if is_labels else "mean",
-        )  # fmt: skip
-        open_group(store, mode="r+").attrs.put(described)
-        for level in range(1, pyramid.n_levels):
-            del levels.arrays[level].attrs[PARTIAL_KEY]
-        refresh_consolidated(store)
-        stage.remove()
+            dict(group.attrs),
+            "0.4" if plan.levels.arrays[0].metadata.zarr_format == 2 else "0.5",
+            name=plan.store.name,
+            calibration=plan.calibration,
+            pyramid=plan.pyramid,
+            base=plan.base,
+            method="mode" if plan.is_labels else "mean",
+        )
+        group.attrs.put(described)
+        for array in plan.levels.arrays[1:]:
+            array.attrs.pop(PARTIAL_KEY, None)
+        refresh_consolidated(plan.store)
+        plan.stage.remove()
+
+
+def extend_pyramid(
+    plan: PyramidAddition, *, max_workers: int | None = None, progress: bool = True
+) -> None:
+    """Add levels to an array of a group; see `patchworks.plugins.ome_zarr.add_pyramid`.
+
+    Raises
+    ------
+    TargetInUseError
+        If another run is writing the store.
+    """
+    executor = ThreadExecutor(max_workers or available_cores())
+    with plan.lock() as lock:
+        begin_addition(plan)
+        for level in range(1, plan.pyramid.n_levels):
+            todo = plan.todo(level)
+            add = partial(add_regions, plan, level)
+            bar = with_progress(
+                executor.map(add, batched(todo, executor.max_batches)),
+                total=len(todo),
+                what=f"level {level}",
+                unit="region",
+                shown=progress and bool(todo),
+                count=int,
+            )
+            for _ in bar:
+                pass
+        lock.check()
+        finish_addition(plan)
 
 
 def _plan_levels(
@@ -124,28 +256,6 @@ def _plan_levels(
         for shape, chunk in zip(plan.shapes, chunks, strict=True)
     ]
     return replace(plan, n_fused=1, chunks=chunks, shards=tuple(shards))
-
-
-def _build_levels(
-    levels: _GroupLevels, stage: ConversionStage, pool: Pool, n_workers: int, *, progress: bool
-) -> None:
-    """Write every level that is not there, region by region, each from the one above."""
-    executor = ThreadExecutor(n_workers)
-    for level in range(1, levels.pyramid.n_levels):
-        done = stage.finished(level)
-        todo = [i for i in range(levels.pyramid.regions(level).n_tiles) if i not in done]
-        results = executor.map(
-            partial(_build, levels, level, stage, pool), batched(todo, executor.max_batches)
-        )
-        for _ in with_progress(
-            results,
-            total=len(todo),
-            what=f"level {level}",
-            unit="region",
-            shown=progress and bool(todo),
-            count=int,
-        ):
-            pass
 
 
 def _base(store: Location, group: zarr.Group, base: str) -> ZarrArray:
@@ -273,13 +383,3 @@ def _encoding_of(array: ZarrArray) -> dict[str, Any]:
         "chunk_key_encoding": metadata.chunk_key_encoding,
         "dimension_names": metadata.dimension_names,
     }
-
-
-def _build(
-    levels: _GroupLevels, level: int, stage: ConversionStage, pool: Pool, regions: Batch
-) -> int:
-    with writing(levels.group):
-        build_level(levels, level, regions, pool)
-        for region in regions:
-            stage.mark(level, region)
-    return len(regions)

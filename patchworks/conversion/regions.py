@@ -14,6 +14,7 @@ import cloudpickle
 import numpy as np
 
 from patchworks.conversion.plan import ConversionPlan
+from patchworks.errors import Patience
 from patchworks.io.conversion_stage import ConversionStage
 from patchworks.io.location import Location
 from patchworks.io.ngff import PROVENANCE_KEY, Channel, image_attributes, omero_of
@@ -60,11 +61,14 @@ def todo(plan: ConversionPlan, level: int) -> list[int]:
     return [i for i in range(plan.pyramid.regions(level).n_tiles) if i not in finished]
 
 
-def write_regions(plan: ConversionPlan, level: int, regions: Sequence[int]) -> int:
+def write_regions(
+    plan: ConversionPlan, level: int, regions: Sequence[int], *, max_failures: int = 1
+) -> int:
     """Write regions of the pass for `level`: level 0 from the file, the others from the one above.
 
     The pass for level 0 writes the first levels of the pyramid too, whose cells lie inside its
-    regions.
+    regions. What is marked as written is left alone; `max_failures` regions may fail before the
+    rest is left.
 
     Returns
     -------
@@ -78,23 +82,31 @@ def write_regions(plan: ConversionPlan, level: int, regions: Sequence[int]) -> i
     TargetNotWritableError
         If the target cannot be written: the disk is full, say.
     """
-    n_bytes, grid = 0, plan.pyramid.regions(level)
+    n_bytes, patience = 0, Patience(max_failures)
     for index in regions:
-        region = grid[index].core
-        if level in plan.read_levels:
-            voxels = plan.reader.read(region, level)
-            with writing(plan.place):
-                if level == 0:
-                    write_region(plan.store, region, voxels, pool_image)
-                else:
-                    plan.store.write(level, region, voxels)
-        else:
-            with writing(plan.place):
-                build_region(plan.store, level, region, pool_image)
-        with writing(plan.place):
-            plan.stage.mark(level, index)
-        n_bytes += region.size * plan.store.dtype.itemsize
+        if not plan.stage.is_marked(level, index):
+            with patience.part():
+                n_bytes += _write_one(plan, level, index)
+    patience.end()
     return n_bytes
+
+
+def _write_one(plan: ConversionPlan, level: int, index: int) -> int:
+    """Write a region of the pass for `level`; returns its bytes."""
+    region = plan.pyramid.regions(level)[index].core
+    if level in plan.read_levels:
+        voxels = plan.reader.read(region, level)
+        with writing(plan.place):
+            if level == 0:
+                write_region(plan.store, region, voxels, pool_image)
+            else:
+                plan.store.write(level, region, voxels)
+    else:
+        with writing(plan.place):
+            build_region(plan.store, level, region, pool_image)
+    with writing(plan.place):
+        plan.stage.mark(level, index)
+    return region.size * plan.store.dtype.itemsize
 
 
 def publish(plan: ConversionPlan) -> None:

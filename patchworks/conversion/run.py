@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, fields
 from functools import partial
 from math import prod
@@ -19,11 +19,12 @@ from patchworks.conversion.collection import (
 )
 from patchworks.conversion.plan import ConversionPlan, made_from
 from patchworks.conversion.regions import StoredPlan
-from patchworks.errors import InputError, PatchworksError
+from patchworks.errors import InputError, PatchworksError, TargetInUseError
 from patchworks.execution.dask import DaskExecutor, active_client
 from patchworks.execution.executor import Executor, ThreadExecutor, batched
 from patchworks.execution.machine import available_cores, available_memory_bytes
 from patchworks.execution.progress import say, with_progress
+from patchworks.io.run_lock import RunLock, lock_path_of
 
 logger = logging.getLogger(__name__)
 
@@ -73,12 +74,21 @@ def settle_finished(plan: ConversionPlan) -> ConversionReport:
     """Do what a kill right after the image was in its place left undone, and report."""
     plan.stage.remove()
     plan.reader.close()
+    lock_of(plan).clear()
     return _nothing_done(plan, plan.target)
 
 
 def _nothing_done(plan: ConversionPlan, target: str) -> ConversionReport:
     n_regions = plan.pyramid.regions().n_tiles
     return ConversionReport(target, plan.n_bytes(0), n_regions, n_regions, 0.0)
+
+
+def lock_of(plan: CollectionPlan | ConversionPlan, run: str = "") -> RunLock:
+    """Return the lock of the image, or of the collection with all its images.
+
+    `run` is what others are to call this run.
+    """
+    return RunLock(lock_path_of(plan.place), str(plan.place), run)
 
 
 def choose_engine(plan: ConversionPlan, max_workers: int | None) -> Executor:
@@ -109,15 +119,30 @@ def check_reachable(plan: ConversionPlan) -> None:
 def run_images(
     plan: CollectionPlan, *, max_workers: int | None = None, progress: bool = True
 ) -> ConversionReport:
-    """Carry out the conversion of one image, or of all images of a file."""
+    """Carry out the conversion of one image, or of all images of a file.
+
+    Raises
+    ------
+    TargetInUseError
+        If another run is writing the target.
+    """
     if is_whole(plan):
         return settle_whole(plan, progress=progress)
-    begin_collection(plan)
-    reports = [
-        run_conversion(part, choose_engine(part, max_workers), progress=progress)
-        for part in plan.parts
-    ]
-    if plan.is_collection:
+    if not plan.is_collection:
+        image = plan.parts[0]
+        return run_conversion(image, choose_engine(image, max_workers), progress=progress)
+    with ExitStack() as open_files:
+        for part in plan.parts:
+            open_files.callback(part.reader.close)
+        lock = open_files.enter_context(lock_of(plan))
+        if is_whole(plan):  # by a run that held the lock until now
+            return settle_whole(plan, progress=progress)
+        begin_collection(plan)
+        reports = [
+            run_conversion(part, choose_engine(part, max_workers), progress=progress, lock=lock)
+            for part in plan.parts
+        ]
+        lock.check()
         publish_collection(plan)
     return total_of(plan, reports)
 
@@ -126,6 +151,7 @@ def settle_whole(plan: CollectionPlan, *, progress: bool) -> ConversionReport:
     """Report that a collection is in its place already."""
     for part in plan.parts:
         part.reader.close()
+    lock_of(plan).clear()
     report = total_of(plan, [_nothing_done(part, part.target) for part in plan.parts])
     logger.info("%s", report)
     say(str(report), shown=progress)
@@ -144,30 +170,63 @@ def total_of(plan: CollectionPlan, reports: Sequence[ConversionReport]) -> Conve
 
 
 def run_conversion(
-    plan: ConversionPlan, executor: Executor, *, progress: bool = True
+    plan: ConversionPlan,
+    executor: Executor,
+    *,
+    progress: bool = True,
+    lock: RunLock | None = None,
 ) -> ConversionReport:
-    """Carry out a conversion; return at once if its image is there already."""
+    """Carry out a conversion; return at once if its image is there already.
+
+    Parameters
+    ----------
+    plan : ConversionPlan
+        What to do.
+    executor : Executor
+        What runs the batches.
+    progress : bool
+        Show bars and, at the end, what was done.
+    lock : RunLock, optional
+        The lock of the collection that the image is a part of, if the caller holds it.
+
+    Raises
+    ------
+    TargetInUseError
+        If another run is writing the image.
+    """
     if is_finished(plan):
         report = settle_finished(plan)
-        logger.info("%s", report)
-        say(str(report), shown=progress)
-        return report
+    else:
+        with ExitStack() as held:
+            held.callback(plan.reader.close)
+            lock = lock or held.enter_context(lock_of(plan))
+            if is_finished(plan):  # by a run that held the lock until now
+                report = settle_finished(plan)
+            else:
+                report = _convert(plan, executor, lock, progress=progress)
+    logger.info("%s", report)
+    say(str(report), shown=progress)
+    return report
+
+
+def _convert(
+    plan: ConversionPlan, executor: Executor, lock: RunLock, *, progress: bool
+) -> ConversionReport:
+    """Write an image whose lock is held."""
     with Timed(plan) as timed:
         sent = _stored(plan) if executor.crosses_processes else plan
         try:
             regions.begin(plan)
             for level in plan.passes:
                 _one_pass(sent, level, executor, progress=progress)
+            lock.check()
             regions.publish(plan)
+        except TargetInUseError:
+            raise  # what is written is the other's now
         except (PatchworksError, KeyboardInterrupt) as error:
             settle_failed(plan, error, all_ended=not executor.crosses_processes)
             raise
-        finally:
-            plan.reader.close()
-    report = timed.made()
-    logger.info("%s", report)
-    say(str(report), shown=progress)
-    return report
+    return timed.made()
 
 
 def settle_failed(plan: ConversionPlan, error: BaseException, *, all_ended: bool) -> None:

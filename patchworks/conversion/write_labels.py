@@ -20,6 +20,7 @@ from patchworks.geometry.image_pyramid import ImageLayout, plan_image_pyramid
 from patchworks.io.label_image import LabelImage, LabelTarget
 from patchworks.io.location import Location
 from patchworks.io.ngff import Calibration
+from patchworks.io.run_lock import RunLock, lock_path_of
 from patchworks.io.source import FoundArray, find_array
 from patchworks.io.writing import writing
 from patchworks.readers.ome_zarr import axis_letters
@@ -42,7 +43,13 @@ def write_label_image(
     max_workers: int | None,
     progress: bool,
 ) -> Location:
-    """Write labels to ``labels/<name>`` of an image's store; returns where they are."""
+    """Write labels to ``labels/<name>`` of an image's store; returns where they are.
+
+    Raises
+    ------
+    TargetInUseError
+        If another run is writing that label image.
+    """
     workers = available_cores()
     if max_workers is not None:
         workers = whole_number("max_workers", max_workers, 1, 2**16)
@@ -63,18 +70,35 @@ def write_label_image(
         target = LabelTarget.inside(found.group, _plain(name), found.version, calibration)
         fingerprint = digest("labels", reader.identity(), repr((pyramid, calibration)), name)
         _check_apart(labels, target.location)
-        target.check(fingerprint, overwrite=overwrite)
-        if made_from(target.location).get("fingerprint") == fingerprint:
-            target.register()
+        lock = RunLock(lock_path_of(target.location, found.group), str(target.location))
+        if _is_made(target, fingerprint, overwrite=overwrite):
+            lock.clear()
             return target.location
         target.check_writable()
         image = LabelImage(target, pyramid, dtype, fingerprint)
-        _write_levels(image, reader, ThreadExecutor(workers), progress=progress)
+        with lock:
+            # Once more: another run may have ended just before.
+            if not _is_made(target, fingerprint, overwrite=overwrite):
+                _write_levels(image, reader, ThreadExecutor(workers), lock, progress=progress)
     return target.location
 
 
+def _is_made(target: LabelTarget, fingerprint: str, *, overwrite: bool) -> bool:
+    """Whether these very labels are there; raises TargetExistsError if others are."""
+    target.check(fingerprint, overwrite=overwrite)
+    if made_from(target.location).get("fingerprint") != fingerprint:
+        return False
+    target.register()
+    return True
+
+
 def _write_levels(
-    image: LabelImage, reader: SceneReader, executor: ThreadExecutor, *, progress: bool
+    image: LabelImage,
+    reader: SceneReader,
+    executor: ThreadExecutor,
+    lock: RunLock,
+    *,
+    progress: bool,
 ) -> None:
     """Write all levels and publish them; nothing stays of what fails."""
     place, pyramid = image.target.location, image.pyramid
@@ -91,7 +115,8 @@ def _write_levels(
                 results, total=len(todo), what=what, unit="region", shown=progress, count=int
             ):
                 pass
-        undo.pop_all()
+        undo.pop_all()  # from here on it may be another run's
+    lock.check()
     with writing(place):
         image.publish({"fingerprint": image.fingerprint})
 

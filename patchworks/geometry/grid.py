@@ -153,6 +153,14 @@ class TileGrid:
             edges[i] == i * edges[1] for edges in self.edges for i in range(len(edges) - 1)
         ) and all(edges[-1] - edges[-2] <= edges[1] for edges in self.edges)
 
+    @property
+    def n_read_voxels(self) -> int:
+        """Voxels that all tiles read together, their halos included."""
+        n_read = 1
+        for edges, halo in zip(self.edges, self.halo, strict=True):
+            n_read *= sum(min(b + halo, edges[-1]) - max(a - halo, 0) for a, b in pairwise(edges))
+        return n_read
+
     def position(self, index: int) -> tuple[int, ...]:
         """Return the place of tile `index` on the grid (C order)."""
         position = []

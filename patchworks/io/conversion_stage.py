@@ -3,6 +3,8 @@
 ::
 
     .<name>.<fingerprint>.stage/plan.pickle     the plan, read by workers
+    .<name>.<fingerprint>.stage/id              names this very stage
+    .<name>.<fingerprint>.stage/results/        what the task runs of a flow returned
     .<name>.<fingerprint>.stage/done/0-17       region 17 of the pass that writes level 0 is written
 
 On a local file system the folder is called ``done.<try>``, and the try that goes on renames it: a
@@ -14,10 +16,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 from fsspec.core import url_to_fs
 
 from patchworks.io.location import Location
+
+ID = "id"
 
 BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "adl"}
 """Protocols of stores without folders: to ask for one makes the bucket, where there is none."""
@@ -60,6 +65,12 @@ class ConversionStage:
         if self.root.url.partition("://")[0] not in BUCKETS:
             filesystem, path = self._at(self._done)
             filesystem.makedirs(path, exist_ok=True)
+        self.write(ID, uuid4().hex.encode())
+
+    @property
+    def id(self) -> str:
+        """What names this very stage: one that is begun anew in its place has another."""
+        return self.read(ID).decode()
 
     def take_over(self) -> None:
         """Make the marks of an earlier try those of this one; that one can make none any more."""
@@ -91,6 +102,11 @@ class ConversionStage:
         """Note that a region of the pass that writes `level` is written."""
         filesystem, path = self._at(f"{self._done}/{level}-{region}")
         filesystem.pipe_file(path, b"1")
+
+    def is_marked(self, level: int, region: int) -> bool:
+        """Return whether a region of the pass for `level` is written."""
+        filesystem, path = self._at(f"{self._done}/{level}-{region}")
+        return bool(filesystem.exists(path))
 
     def finished(self, level: int) -> set[int]:
         """Return the regions of the pass for `level` that are written."""

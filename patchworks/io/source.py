@@ -21,7 +21,7 @@ from zarr.storage import FsspecStore, LocalStore
 from patchworks.errors import InputError, SourceNotFoundError
 from patchworks.geometry.box import Box
 from patchworks.io.identity import identity_of_array, identity_of_zarr_array, sample_boxes
-from patchworks.io.location import Location, ZarrArray, open_array
+from patchworks.io.location import Location, ZarrArray, open_array, open_group
 from patchworks.io.ngff import (
     Axis,
     Calibration,
@@ -127,6 +127,23 @@ class ImageSource:
         if isinstance(array, np.ndarray):
             return identity_of_array(array)
         return f"{identity_of_zarr_array(array)}{self.pick}"
+
+    def coarser_levels(self) -> list[ImageSource]:
+        """Return the coarser levels of the image that this is a level of, read alike."""
+        if self.group is None or self.n_levels == 1 or isinstance(self.stored, HeldArray):
+            return []
+        multiscale = read_multiscale(dict(open_group(self.group).attrs), str(self.group))
+        paths = [level.path for level in multiscale.levels] if multiscale else []
+        if self.stored.component not in paths:
+            return []
+        kept = [axis for axis, picked in enumerate(self.pick) if picked is None]
+        found = []
+        for path in paths[paths.index(self.stored.component) + 1 :]:
+            stored = StoredArray(self.stored.location, path)
+            shape = tuple([stored.array.shape[axis] for axis in kept])
+            chunks = tuple([stored.array.chunks[axis] for axis in kept])
+            found.append(replace(self, stored=stored, shape=shape, chunks=chunks))
+        return found
 
     def lies_in(self, location: Location) -> bool:
         """Whether the array is stored at or below `location`, by whatever way it is named."""

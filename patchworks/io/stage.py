@@ -9,6 +9,7 @@
     <stage>/relabeling/                 from local to global labels
     <stage>/regions/                    regions of the last pass that are written
     <stage>/image.zarr                  the image, where workers could not read it otherwise
+    <stage>/batches.npy, results/       a flow's task runs and what they returned
 
 Staged labels are written once and never changed.
 """
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from numcodecs import zstd
@@ -88,8 +90,14 @@ class Stage:
                 (self.root / kind / f"{folder:05d}").mkdir(parents=True, exist_ok=True)
         (self.root / "regions").mkdir(exist_ok=True)
         if not (self.root / "run.json").exists():
-            content = json.dumps({"format": FORMAT, **manifest}, indent=1, default=str)
+            named = {"format": FORMAT, "id": uuid4().hex, **manifest}
+            content = json.dumps(named, indent=1, default=str)
             write_whole(self.root / "run.json", content.encode())
+
+    @property
+    def id(self) -> str:
+        """What names this very stage: one that is made anew in its place has another."""
+        return str(self.manifest().get("id", ""))
 
     def manifest(self) -> dict[str, Any]:
         """Return what the run's first act wrote down; empty if there is none to be read."""
@@ -112,7 +120,12 @@ class Stage:
         """Drop the marks of finished regions: a label image is begun anew, with this relabeling."""
         shutil.rmtree(self.root / "regions", ignore_errors=True)
         (self.root / "regions").mkdir()
+        write_whole(self.root / "regions" / "id", uuid4().hex.encode())
         write_whole(self.root / "regions" / "relabeling", relabeling.encode())
+
+    def regions_id(self) -> str:
+        """Return what names the label image that was begun last."""
+        return (self.root / "regions" / "id").read_text()
 
     def regions_belong_to(self, relabeling: str) -> bool:
         """Return whether the regions that are marked were written with this relabeling."""
@@ -138,6 +151,11 @@ class Stage:
             names = sorted(entry.name for entry in os.scandir(folder))
             tiles += [int(n.removesuffix(".rec")) for n in names if n.endswith(".rec")]
         return tiles
+
+    def n_done(self) -> int:
+        """Return how many tiles are done."""
+        folders = list((self.root / "records").iterdir())
+        return sum(e.name.endswith(".rec") for folder in folders for e in os.scandir(folder))
 
     def write_labels(self, tile: int, labels: np.ndarray) -> None:
         """Write the staged labels of a tile, shape of its core."""
@@ -215,6 +233,10 @@ class Stage:
     def mark_region(self, region: int) -> None:
         """Note that a region of the last pass is written."""
         (self.root / "regions" / f"{region:08d}").touch()
+
+    def has_region(self, region: int) -> bool:
+        """Return whether a region of the last pass is written."""
+        return (self.root / "regions" / f"{region:08d}").exists()
 
     def finished_regions(self) -> set[int]:
         """Return the regions of the last pass that are written."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from patchworks.conversion.collection import plan_images
 from patchworks.conversion.plan import ConversionOptions, PathLike
-from patchworks.conversion.pyramid import extend_pyramid
+from patchworks.conversion.pyramid import extend_pyramid, plan_addition
 from patchworks.conversion.run import run_images
 from patchworks.conversion.write_labels import write_label_image
 from patchworks.io.location import Location
@@ -173,16 +173,17 @@ def add_pyramid(
     TargetExistsError
         If the image has a pyramid already, or something else has a level's name.
     """
-    extend_pyramid(
+    if max_workers is not None:
+        max_workers = whole_number("max_workers", max_workers, 1, 2**16)
+    plan = plan_addition(
         Location.parse(store, "store"),
         base=base,
         axes=axes,
         n_levels=n_levels,
         downscale=downscale,
         pixel_size=pixel_size,
-        max_workers=max_workers,
-        progress=progress,
     )
+    extend_pyramid(plan, max_workers=max_workers, progress=progress)
     return _place(store)
 
 

@@ -195,7 +195,9 @@ def vendor_errors(name: str, what: str, kind: type[PatchworksError]) -> Iterator
     except (PatchworksError, MemoryError):
         raise
     except Exception as error:  # decoders of damaged files raise anything
-        raise kind(
+        unread = kind(
             f"{name}: cannot be read as {what} ({type(error).__name__}: {error}); the file may be "
             f"damaged or cut off: open it in the vendor's own program, or copy it anew"
-        ) from error
+        )
+        unread.heals = isinstance(error, OSError)  # what cannot be decoded stays so
+        raise unread from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from patchworks.errors import ImageReadError, SegmenterError
+from patchworks.errors import ImageReadError, SegmenterError, may_heal
 from patchworks.geometry.grid import Tile
 from patchworks.io.source import ImageSource
 from patchworks.segmenters import Segmenter, name_of
@@ -35,17 +35,21 @@ def segment_tile(source: ImageSource, tile: Tile, segmenter: Segmenter) -> np.nd
     try:
         voxels = source.read(tile.read)
     except Exception as error:
-        raise ImageReadError(
+        unread = ImageReadError(
             f"tile {tile.index} at {tile.core.start}: {source.name} cannot be read there "
             f"({type(error).__name__}: {error}); repair the image, and call again"
-        ) from error
+        )
+        unread.heals = isinstance(error, OSError)  # what cannot be decoded stays so
+        raise unread from error
     segment_view = getattr(segmenter, "segment_view", None)
     try:
         labels = segmenter(voxels) if segment_view is None else segment_view(voxels, tile.margins)
     except Exception as error:
-        raise SegmenterError(
+        failure = SegmenterError(
             f"{_where(tile, segmenter)} raised {type(error).__name__}: {error}"
-        ) from error
+        )
+        failure.heals = may_heal(error)
+        raise failure from error
     return check_labels(labels, tile, segmenter)
 
 

@@ -19,8 +19,7 @@ from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.errors import ServerError
-from flows.runners import LocalDaskRunner, local_dask_runner
-from patchworks.execution.machine import available_cores, available_memory_bytes
+from flows.runners import ClusterRunner, local_dask_runner
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -70,7 +69,7 @@ def tell_once() -> int:
 def compute_after_annotated_start() -> int:
     context = FlowRunContext.get()
     assert context is not None
-    assert isinstance(context.task_runner, LocalDaskRunner)
+    assert isinstance(context.task_runner, ClusterRunner)
     with annotate(resources={"GPU": 1}):
         context.task_runner.client  # noqa: B018 - starts the cluster
     return compute_with_dask.submit(1).result()
@@ -135,15 +134,7 @@ def test_a_runner_without_a_server_is_an_error_that_says_what_to_do() -> None:
         local_dask_runner(n_workers=1).client  # noqa: B018 - starts the cluster
 
 
-def test_workers_share_out_the_machine() -> None:
-    runner = local_dask_runner(threads_per_worker=available_cores())
-
-    assert runner.cluster_kwargs["n_workers"] == 1
-    assert runner.cluster_kwargs["host"] == "127.0.0.1"
-    assert 0 < runner.cluster_kwargs["memory_limit"] <= 1.5 * available_memory_bytes()
-
-
 def test_a_given_size_is_kept() -> None:
-    kwargs = local_dask_runner(n_workers=3, memory_limit="1 GiB").cluster_kwargs
+    spec = local_dask_runner(n_workers=3, memory_limit=2**30).spec
 
-    assert (kwargs["n_workers"], kwargs["memory_limit"]) == (3, "1 GiB")
+    assert (spec.kind, spec.n_workers, spec.memory_limit) == ("local", 3, str(2**30))

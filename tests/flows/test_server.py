@@ -20,7 +20,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_HOME, get_current_settings
 import flows.server
 from flows.empty_database import empty_database_template
 from flows.errors import ServerError
-from flows.own_server import own_server
+from flows.own_server import PRIVATE, own_server
 from flows.server import PrefectServer, prefect_server
 
 GONE_WITHIN_S = 15.0
@@ -49,16 +49,20 @@ print(json.dumps({"seen": seen, "restored": dict(os.environ) == before}))
 
 FORKS_THEN_WAITS = """
 import os, time
+from flows.own_server import own_server
 from flows.server import prefect_server
 
 with prefect_server() as server:
+    url = getattr(server, "url", server)
     child = os.fork()
     if child == 0:
         time.sleep(60)
         os._exit(0)
-    print(server.url, child, flush=True)
+    print(url, child, flush=True)
     time.sleep(60)
 """
+
+THROW_AWAY = ("with prefect_server()", "with own_server(90)")
 
 USES_WHAT_IS_CONFIGURED = """
 import json, os
@@ -69,16 +73,20 @@ with prefect_server() as server:
 """
 
 
-def start_python(script: str, tmp_path: Path, **variables: str) -> subprocess.Popen[str]:
+def start_python(
+    script: str, tmp_path: Path, stderr: int | None = None, **variables: str
+) -> subprocess.Popen[str]:
     kept = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     own = {
         "PYTHONPATH": str(Path(flows.server.__file__).parents[1]),
         "PREFECT_PROFILES_PATH": str(tmp_path / "no-profiles.toml"),
+        "PATCHWORKS_DATA_DIR": str(tmp_path / "data"),
         "TMPDIR": str(tmp_path),
     }
     return subprocess.Popen(
         [sys.executable, "-c", script],
         stdout=subprocess.PIPE,
+        stderr=stderr,
         text=True,
         env={**kept, **own, **variables},
     )
@@ -140,6 +148,13 @@ def test_an_own_server_sends_nothing_home(server: PrefectServer) -> None:
     assert os.environ["DO_NOT_TRACK"] == "1"
 
 
+def test_an_own_server_is_told_not_to_advertise(server: PrefectServer) -> None:
+    variables = [process.environ() for process in processes_on_port(server.url)]
+
+    assert len(variables) == 2  # the guard and the server
+    assert all(PRIVATE.items() <= found.items() for found in variables)
+
+
 def test_a_nested_call_lends_the_running_server(server: PrefectServer) -> None:
     with prefect_server() as nested:
         assert nested == PrefectServer(url=server.url, ui_url=server.ui_url, owned=False)
@@ -162,11 +177,25 @@ def test_threads_share_one_server_that_leaves_no_trace(tmp_path: Path) -> None:
     ]
     assert result["restored"]
     assert processes_on_port(urls.pop()) == []
-    assert list(tmp_path.glob("patchworks-prefect-*")) == []
 
 
 def test_an_own_server_does_not_outlive_a_killed_owner(tmp_path: Path) -> None:
     with start_python(FORKS_THEN_WAITS, tmp_path) as owner:
+        assert owner.stdout is not None
+        url, forked_child = owner.stdout.readline().split()
+        was_running = processes_on_port(url)
+
+        owner.send_signal(signal.SIGKILL)
+
+        left = await_none_on_port(url)
+        os.kill(int(forked_child), signal.SIGKILL)
+    assert was_running
+    assert left == []
+
+
+def test_a_throw_away_server_does_not_outlive_a_killed_owner(tmp_path: Path) -> None:
+    script = FORKS_THEN_WAITS.replace(*THROW_AWAY)
+    with start_python(script, tmp_path) as owner:
         assert owner.stdout is not None
         url, forked_child = owner.stdout.readline().split()
         was_running = processes_on_port(url)
