@@ -19,6 +19,7 @@ from flows.artifacts import (
     say_how_to_go_on,
     step_rows,
 )
+from flows.artifacts.result import max_picture_bytes
 from flows.job import Job
 from flows.owning import flow_run_id, owning
 from flows.retries import retrying
@@ -148,12 +149,20 @@ def _show(job: Job, steps: Segmentation) -> None:
     """Publish what people look at: the picture, the counts, the table of the steps."""
     report = steps.report
     with report.timed("draw overview"):
-        arguments = {"stage": steps.stage, "labels": report.labels}
+        arguments = {
+            "stage": steps.stage,
+            "labels": report.labels,
+            "max_bytes": max_picture_bytes(),
+        }
         call = Call(task=tasks.draw_overview, arguments=arguments, limit_s=PICTURE_S)
         picture = steps.runs.one_or_none(call)
     report.warnings = warnings_of(flow_run_id())
     rows = step_rows(
-        flow_run_id(), report.seconds, n_tiles=steps.n_tiles_of, n_bytes=steps.n_bytes_of
+        flow_run_id(),
+        report.seconds,
+        n_tiles=steps.n_tiles_of,
+        n_bytes=steps.n_bytes_of,
+        n_expected=steps.runs.n_submitted + 1,  # the stage is set up in this process
     )
     publish_table(rows)
     publish_result(

@@ -1,6 +1,7 @@
 """Runs whose process has died: without this they stay Running in the history for ever."""
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,7 +65,7 @@ def report_dead_runs(url: str, *, within_s: float = 5.0) -> None:
     url : str
         Of the API of a server that nobody's run uses: whatever is not finished there is dead.
     within_s : float
-        Seconds after which no other run is begun; what is left waits for the next call.
+        Seconds after which this stops; what is left waits for the next call.
     """
     deadline_s = time.monotonic() + within_s
     with _trouble_logged("the runs that ended without a word"), _client(url) as client:
@@ -76,17 +77,19 @@ def report_dead_runs(url: str, *, within_s: float = 5.0) -> None:
             limit=_AT_A_TIME,
         )
         for flow_run in dead:
-            if time.monotonic() > deadline_s:
-                break
-            _report(client, flow_run, _DEAD)
+            _report(client, flow_run, _DEAD, deadline_s)
 
 
-def _report(client: SyncPrefectClient, flow_run: FlowRun, message: str) -> None:
+def _report(
+    client: SyncPrefectClient, flow_run: FlowRun, message: str, deadline_s: float = math.inf
+) -> None:
     if flow_run.state is not None and flow_run.state.is_final():
         return
     for task_run_id in _unfinished_task_runs(client, flow_run.id):
+        if time.monotonic() > deadline_s:
+            return
         client.set_task_run_state(task_run_id, Crashed(message=message), force=True)
-    # Last: a call that is cut short here is taken up again, since the flow run is not finished.
+    # Last: a call that is cut short is taken up again, since the flow run is not finished.
     client.set_flow_run_state(flow_run.id, Crashed(message=message), force=True)
 
 

@@ -9,7 +9,8 @@ A script of the standard library alone, so that it starts at once. Two ways to b
 
     leases  users ──lock──► leases/* ◄──polls── guard, nobody's child ──child──► command
             Each user holds a lock on a file of its own in `leases/`. The operating system lets go
-            of a lock whenever its holder ends. No lock left means: stop.
+            of a lock whenever its holder ends. No lock left means: stop. A command that was up
+            and ends while it is in use is started again.
 
 The command leads a process group of its own.
 """
@@ -30,6 +31,7 @@ from pathlib import Path
 
 GRACE_S = 5.0
 POLL_S = 0.5
+MAX_RESTARTS = 5
 HEARTBEAT_S = 5.0
 
 LEASES = "leases"
@@ -122,6 +124,8 @@ def run_for_owner(folder: Path, command_line: Sequence[str]) -> int:
 def run_while_leased(folder: Path, reports: int, lock: int, command_line: Sequence[str]) -> int:
     """Run a command until no lease is held, detached from who started this script.
 
+    Started again, at most 5 times, where it ends while it is in use.
+
     Parameters
     ----------
     folder : Path
@@ -137,10 +141,18 @@ def run_while_leased(folder: Path, reports: int, lock: int, command_line: Sequen
         os._exit(0)
     command = _start(command_line, keep_open=(lock,))
     _report(reports, guard=os.getpid(), command=command.pid)
+    n_starts = 1
     try:
-        while command.poll() is None and _is_used(folder):
+        while _is_used(folder):
             with suppress(subprocess.TimeoutExpired):
                 command.wait(POLL_S)
+            if command.poll() is not None:
+                # It was up, and somebody killed it: its users try again for a minute.
+                if n_starts > MAX_RESTARTS or not (folder / SERVER_RECORD).exists():
+                    break
+                _stop(command)
+                command = _start(command_line, keep_open=(lock,))
+                n_starts += 1
             _show_life(folder / SERVER_RECORD)
         return command.poll() or 0
     finally:

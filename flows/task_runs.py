@@ -108,6 +108,7 @@ class TaskRuns:
     def __init__(self, runner: ClusterRunner, options: dict[str, Any]) -> None:
         self.runner = runner
         self.options = options
+        self.n_submitted = 0
 
     def one(self, task: Task[Any, Any], arguments: dict[str, Any], **options: Any) -> Any:
         """Make one task run on any worker that does not segment, and return its result."""
@@ -187,6 +188,7 @@ class _Step:
         task = call.task.with_options(**(self.runs.options | call.options))
         with self.runs.runner.placed(self.place):
             future = task.submit(**call.arguments)
+        self.runs.n_submitted += 1
         self._at_work[index] = _AtWork(call, future, call.n_done() if call.limit_s else 0)
         future.wrapped_future.add_done_callback(lambda _: self._ended.put((index, future)))
 

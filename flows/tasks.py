@@ -31,9 +31,6 @@ from patchworks.steps.merge import Relabeling
 RETRYING = retrying(3, 2.0)
 """What a flow's own options replace."""
 
-PICTURE_BYTES = 150_000
-"""Size of the picture: it lies in the server's database."""
-
 Held = TypeVar("Held")
 
 
@@ -233,9 +230,9 @@ def finish_pyramid(stage: StageOf) -> None:
 
 
 @task(name="draw overview", tags=["overview"], **UNCACHED)
-def draw_overview(stage: StageOf, labels: str) -> str:
+def draw_overview(stage: StageOf, labels: str, max_bytes: int) -> str:
     """Draw outlines of the objects over the image, small enough for a page; base64."""
     with portably():
         plan = pipeline.load_plan(stage.root)
-        picture = overview_of(plan.source, labels, max_bytes=PICTURE_BYTES)
+        picture = overview_of(plan.source, labels, max_bytes=max_bytes)
     return base64.b64encode(picture).decode()

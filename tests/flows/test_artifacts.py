@@ -230,7 +230,7 @@ class TestTable:
             patch.setattr(table, "PAGE", 2)
             for n in (0, 2, 3, 4):
                 segment_tiles(n)
-            return step_rows(flow_run.id, {"segment": 1.0})
+            return step_rows(flow_run.id, {"segment": 1.0}, n_expected=4)
 
         with pytest.MonkeyPatch.context() as patch:
             _, (row,) = in_a_flow(work, patch)

@@ -107,19 +107,7 @@ def go_on(process: subprocess.Popen[str]) -> list[str]:
 
 
 def start_waiting(tmp_path: Path) -> subprocess.Popen[str]:
-    kept = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
-    own = {
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-        "PREFECT_PROFILES_PATH": str(tmp_path / "no-profiles.toml"),
-        DATA_DIR: str(tmp_path / "data"),
-    }
-    return subprocess.Popen(
-        [sys.executable, "-c", RUNS_WHEN_TOLD],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**kept, **own},
-    )
+    return start_python(RUNS_WHEN_TOLD, tmp_path, stdin=subprocess.PIPE)
 
 
 def test_past_runs_are_kept_and_killed_ones_are_crashed(tmp_path: Path) -> None:
@@ -369,3 +357,32 @@ def test_ui_opens_the_pages_of_a_configured_server(server: PrefectServer, tmp_pa
     assert ui.returncode == 0
     assert output.startswith(f"Prefect UI: {server.ui_url} (")
     assert (tmp_path / "opened").read_text().strip() == server.ui_url
+
+
+def test_a_server_that_is_killed_while_in_use_comes_back(tmp_path: Path) -> None:
+    with start_waiting(tmp_path) as user:
+        url, *_ = line_of(user)
+        for process in processes_on_port(url):
+            if "server_guard.py" not in " ".join(process.cmdline()):
+                process.kill()
+                process.wait()
+        died = not is_up(url)
+        deadline = time.monotonic() + 60
+        while not is_up(url) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        came_back = is_up(url)
+        ran = go_on(user)
+        user.communicate(timeout=60)
+    left = await_none_on_port(url)
+
+    assert died
+    assert came_back
+    assert ran == ["ran"]
+    assert left == []
+
+
+def is_up(url: str) -> bool:
+    try:
+        return answers(url)
+    except OSError:
+        return False

@@ -151,6 +151,7 @@ def test_nothing_needs_to_be_started_and_nothing_is_left(tmp_path):
     source = an_image(tmp_path)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
     environment |= {"PREFECT_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    environment |= {"PATCHWORKS_DATA_DIR": str(tmp_path / "data")}
     before = {p.pid for p in psutil.process_iter()}
     done = subprocess.run(
         [

@@ -74,7 +74,11 @@ with prefect_server() as server:
 
 
 def start_python(
-    script: str, tmp_path: Path, stderr: int | None = None, **variables: str
+    script: str,
+    tmp_path: Path,
+    stdin: int | None = None,
+    stderr: int | None = None,
+    **variables: str,
 ) -> subprocess.Popen[str]:
     kept = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     own = {
@@ -85,6 +89,7 @@ def start_python(
     }
     return subprocess.Popen(
         [sys.executable, "-c", script],
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=stderr,
         text=True,
