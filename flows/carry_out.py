@@ -98,6 +98,7 @@ def _label(job: Job, plan: RunPlan, runs: TaskRuns, before: dict[str, float]) ->
     with owning(lock_of(plan, flow_run_id())) as lock:
         if job.run.resume and is_finished(plan):  # by a run that held the lock until now
             return settle_finished(plan, keep_stage=job.run.keep_stage, lock=lock)
+        plan.check_target()
         if not job.run.resume:
             plan.stage.remove()
         report = RunReport(str(plan.target.location), plan.spec.grid.n_tiles, seconds=before)

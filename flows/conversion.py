@@ -50,6 +50,8 @@ def convert(plan: CollectionPlan, runs: TaskRuns) -> ConversionReport:
         lock = held.enter_context(owning(lock_of(plan, flow_run_id())))
         if converted(plan):  # by a run that held the lock until now
             return total_of(plan, [settle_finished(part) for part in plan.parts])
+        if not plan.is_collection:
+            plan.parts[0].check_target()
         begin_collection(plan)
         reports = [_convert_one(part, lock, runs) for part in plan.parts]
         if plan.is_collection:

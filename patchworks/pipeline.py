@@ -63,6 +63,8 @@ class RunPlan:
         What decides the stage, and the label image.
     segmenter_name, segmenter_digest : str
         What messages and metadata call the function, and what stands for it.
+    may_replace : bool
+        Whether a label image that another run made may be replaced.
     """
 
     spec: RunSpec
@@ -74,6 +76,14 @@ class RunPlan:
     fingerprint: str
     segmenter_name: str
     segmenter_digest: str
+    may_replace: bool = False
+
+    def check_target(self) -> None:
+        """Raise TargetExistsError if another run's label image is there and may not be replaced.
+
+        Once more when the lock is held: another run may have ended since this one was planned.
+        """
+        self.target.check(self.fingerprint, overwrite=self.may_replace)
 
     def label_image(self, relabeling: Relabeling) -> LabelImage:
         """Return the label image that the run writes."""

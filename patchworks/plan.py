@@ -161,8 +161,9 @@ def plan_on_grid(
         fingerprint=spec.labels_fingerprint(tiles),
         segmenter_name=name_of(segmenter),
         segmenter_digest=function,
+        may_replace=options.overwrite,
     )
-    target.check(plan.fingerprint, overwrite=options.overwrite)
+    plan.check_target()
     target.check_writable()
     return plan
 

@@ -65,6 +65,7 @@ def run_plan(
             report = settle_finished(plan, keep_stage=keep_stage, lock=lock)
             say(f"already done: {report}", shown=progress)
             return report
+        plan.check_target()
         if not resume:
             plan.stage.remove()
         open_stage(plan)

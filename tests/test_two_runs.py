@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,9 @@ import zarr
 from patchworks import merge_tile_labels, tile_process
 from patchworks.conversion import pyramid, regions
 from patchworks.conversion import write_labels as labels
+from patchworks.conversion.collection import plan_images
+from patchworks.conversion.plan import ConversionOptions
+from patchworks.conversion.run import run_images
 from patchworks.errors import TargetExistsError, TargetInUseError
 from patchworks.execution.executor import ThreadExecutor
 from patchworks.io.lock_owner import LockOwner
@@ -27,6 +31,7 @@ from patchworks.io.run_lock import RunLock
 from patchworks.plan import RunOptions, plan_run
 from patchworks.plugins.ome_zarr import add_pyramid, to_ome_zarr, write_labels
 from patchworks.run_plan import is_finished, lock_of, run_plan
+from patchworks.segmenters import threshold
 from tests.images import above_1100, ome_zarr, smooth_noise
 
 ROOT = Path(__file__).parents[1]
@@ -400,3 +405,45 @@ def test_a_finished_run_leaves_the_stage_of_one_that_makes_it_anew(tmp_path):
     again.join()
     assert (finished.n_calls, slow.n_calls) == (0, 27)
     assert names(tmp_path) == {"o.zarr"}
+
+
+def test_labels_that_another_run_put_there_after_the_planning_are_not_replaced(tmp_path):
+    image = np.zeros((16, 16), "uint8")
+    image[4:8, 4:8] = 9
+    options = RunOptions(write_to=tmp_path / "out.zarr", tile_shape=(8, 8))
+    planned = plan_run(image, threshold(5), options)
+    tile_process(image, threshold(6), write_to=tmp_path / "out.zarr", progress=False)
+    with pytest.raises(TargetExistsError, match="another run"):
+        run_plan(planned, ThreadExecutor(1), progress=False)
+    assert not (tmp_path / "out.zarr.stage").exists()
+    may_replace = plan_run(image, threshold(5), replace(options, overwrite=True))
+    assert run_plan(may_replace, ThreadExecutor(1), progress=False).n_objects == 1
+
+
+def test_an_image_that_another_run_put_there_after_the_planning_is_not_replaced(tmp_path):
+    tifffile.imwrite(tmp_path / "scan.tif", np.zeros((32, 32), "uint8"))
+    target = tmp_path / "scan.zarr"
+    planned = plan_images(tmp_path / "scan.tif", target, ConversionOptions(n_levels=1))
+    to_ome_zarr(tmp_path / "scan.tif", target, n_levels=2, progress=False)
+    with pytest.raises(TargetExistsError, match="other options"):
+        run_images(planned, progress=False)
+
+
+def test_label_images_that_end_at_once_are_all_listed(tmp_path):
+    ome_zarr(tmp_path / "image.zarr", smooth_noise((8, 32, 32)))
+    names = [f"run{i}" for i in range(8)]
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(
+            pool.map(
+                lambda name: tile_process(
+                    tmp_path / "image.zarr",
+                    threshold(1100),
+                    output_component=name,
+                    max_workers=1,
+                    progress=False,
+                ),
+                names,
+            )
+        )
+    listed = zarr.open_group(tmp_path / "image.zarr" / "labels", mode="r").attrs["ome"]["labels"]
+    assert sorted(listed) == names

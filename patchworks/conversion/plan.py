@@ -90,6 +90,8 @@ class ConversionPlan:
         What messages call the target, where that is not its place: a part of a collection.
     attempt : str
         Names this try to carry it out.
+    may_replace : bool
+        Whether an OME-Zarr image that is at the target may be replaced.
     """
 
     reader: SceneReader
@@ -103,6 +105,14 @@ class ConversionPlan:
     pooled: bool = True
     called: str = ""
     attempt: str = field(default_factory=lambda: uuid4().hex[:8])
+    may_replace: bool = False
+
+    def check_target(self) -> None:
+        """Raise TargetExistsError if something is there that may not be replaced.
+
+        Once more when the lock is held: another run may have ended since this one was planned.
+        """
+        check_target(self.place, self.fingerprint, self.source, overwrite=self.may_replace)
 
     @property
     def place(self) -> Location:
@@ -154,7 +164,7 @@ def plan_conversion(source: Any, target: PathLike, options: ConversionOptions) -
     reader = open_reader(source, scene=options.scene, axes=options.axes, reader=options.reader)
     try:
         plan = plan_scene(reader, place, options)
-        check_target(place, plan.fingerprint, plan.source, overwrite=options.overwrite)
+        plan.check_target()
         if made_from(place).get("fingerprint") != plan.fingerprint:
             check_writable(place, "give another target")
     except PatchworksError:
@@ -214,6 +224,7 @@ def plan_scene(reader: SceneReader, place: Location, options: ConversionOptions)
         fingerprint=fingerprint,
         keeps_levels=keeps,
         pooled=pooled,
+        may_replace=options.overwrite,
     )
 
 

@@ -203,6 +203,8 @@ def run_conversion(
             if is_finished(plan):  # by a run that held the lock until now
                 report = settle_finished(plan)
             else:
+                if not plan.called:  # a part of a collection is nowhere yet
+                    plan.check_target()
                 report = _convert(plan, executor, lock, progress=progress)
     logger.info("%s", report)
     say(str(report), shown=progress)

@@ -23,6 +23,7 @@ from patchworks.io.ngff import (
     label_attributes,
     with_label_listed,
 )
+from patchworks.io.run_lock import RunLock, lock_path_of, waiting_for
 from patchworks.io.source import NOT_ZARR
 from patchworks.io.writing import check_writable
 
@@ -87,13 +88,19 @@ class LabelTarget:
         """Add the name to the labels that the image's `labels` group lists, if it is not there."""
         if self.image_group is None:
             return
-        store = (self.image_group / "labels").store(read_only=False)
+        # Two label images that end at once would each write a list without the other.
+        path = lock_path_of(self.image_group / "labels", self.image_group)
+        with waiting_for(RunLock(path, f"{self.image_group}: its list of labels")):
+            self._list_in(self.image_group)
+
+    def _list_in(self, image_group: Location) -> None:
+        store = (image_group / "labels").store(read_only=False)
         group = zarr.open_group(store, mode="a", zarr_format=ZARR_FORMAT[self.version])
         before = dict(group.attrs)
         after = with_label_listed(before, self.version, self.name)
         if after != before:
             group.attrs.put(after)
-            refresh_consolidated(self.image_group)
+            refresh_consolidated(image_group)
 
     def check(self, fingerprint: str, *, overwrite: bool) -> None:
         """Raise unless this run may write here; the run that made what is there always may.

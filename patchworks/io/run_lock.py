@@ -18,7 +18,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -226,6 +227,28 @@ class RunLock:
                 self.path.unlink()
         _held.discard(owner.token)
         self._owner = self._heart = None
+
+
+@contextmanager
+def waiting_for(lock: RunLock, within_s: float = 60.0) -> Iterator[RunLock]:
+    """Hold a lock that others hold for moments only: wait for it.
+
+    Raises
+    ------
+    TargetInUseError
+        If it is still held after `within_s`.
+    """
+    deadline = time.monotonic() + within_s
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(lock)
+                break
+            except TargetInUseError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+        yield lock
 
 
 def lock_path_of(place: Location, store: Location | None = None) -> Path:
