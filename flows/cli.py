@@ -59,6 +59,10 @@ def _parser() -> argparse.ArgumentParser:
     segment.add_argument("--skip-empty", action="store_true", help="leave out tiles without signal")
     segment.add_argument("--stitch", choices=("auto", "overlap", "touch"), default="auto")
     segment.add_argument("--workers", type=int, help="worker processes (default: one per core)")
+    segment.add_argument("--gpu", action="store_true", help="segment on the GPUs of this machine")
+    segment.add_argument(
+        "--cluster", help="YAML file that says which workers to use, or a Dask scheduler's address"
+    )
     segment.add_argument("--png", help="write a picture with outlines there")
     segment.add_argument("--overwrite", action="store_true", help="replace another run's labels")
     _add_convert(commands)
@@ -153,6 +157,8 @@ def _segment(options: argparse.Namespace) -> None:
         skip_empty=options.skip_empty,
         stitch=options.stitch,
         max_workers=options.workers,
+        use_gpu=options.gpu,
+        cluster=options.cluster,
         overwrite=options.overwrite,
     )
     picture = None
@@ -207,6 +213,7 @@ def _say(report: RunReport, picture: Path | None) -> None:
         ("tiles", f"{report.n_tiles} ({tiles})"),
         *[(step, f"{seconds:.2f} s") for step, seconds in report.seconds.items()],
     ]
+    lines += [("warning", warning) for warning in report.warnings]
     if picture is not None:
         lines.append(("picture", str(picture.absolute())))
     for name, value in lines:

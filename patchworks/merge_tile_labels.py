@@ -76,6 +76,8 @@ def merge_tile_labels(
     ------
     InputError, SourceNotFoundError, TargetExistsError, ClientError
         Before any work.
+    TargetInUseError
+        If another run is writing there.
 
     Examples
     --------

@@ -108,6 +108,8 @@ def tile_process(
     ------
     InputError, TargetExistsError, TargetNotWritableError, ClientError
         Before any work.
+    TargetInUseError
+        If another run is writing there.
     SegmenterError
         If the function fails on a tile; the tiles that are done are kept, and the same call goes
         on from there.

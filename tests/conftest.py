@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows.cluster import ClusterSpec
+from flows.cluster_start import connected
 from flows.history import DATA_DIR
 from flows.server import PrefectServer, prefect_server
 
@@ -24,3 +26,10 @@ def server(history_of_the_tests: None) -> Iterator[PrefectServer]:
         env.delenv("PREFECT_API_URL", raising=False)
         with temporary_settings(restore_defaults={PREFECT_API_URL}), prefect_server() as running:
             yield running
+
+
+@pytest.fixture(scope="session")
+def workers(server: PrefectServer) -> Iterator[str]:
+    """Two worker processes for all flows that need none of their own: their scheduler's address."""
+    with connected(ClusterSpec(n_workers=2), {}) as client:
+        yield str(client.scheduler.address)

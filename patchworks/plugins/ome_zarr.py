@@ -97,6 +97,8 @@ def to_ome_zarr(
         If the source cannot be read, or an argument does not fit it; nothing is written.
     TargetExistsError, TargetNotWritableError
         If something else is at the target, or it cannot be written.
+    TargetInUseError
+        If another run is writing there.
     ImageReadError
         If a part of the source cannot be decoded.
 
@@ -172,6 +174,8 @@ def add_pyramid(
         If there is no such array, or an argument does not fit it.
     TargetExistsError
         If the image has a pyramid already, or something else has a level's name.
+    TargetInUseError
+        If another run is writing there.
     """
     if max_workers is not None:
         max_workers = whole_number("max_workers", max_workers, 1, 2**16)
@@ -229,6 +233,8 @@ def write_labels(
         If there is no image, or the labels are no integers, negative, or of another shape.
     TargetExistsError
         If another label image of this name is there.
+    TargetInUseError
+        If another run is writing there.
     """
     place = write_label_image(
         Location.parse(store, "store"),

@@ -1,4 +1,4 @@
-"""Called again after any end: finished batches show as Cached, half-finished ones do what is left."""
+"""Called again after any end: finished batches show as Cached, half-finished ones go on."""
 
 from pathlib import Path
 
@@ -13,9 +13,13 @@ from patchworks.errors import SegmenterError
 from tests.flows.runs import states, task_runs
 from tests.images import files_of
 
-pytestmark = pytest.mark.usefixtures("server")
 
-TILES = {"tile_shape": (32, 32), "overlap": 4, "max_workers": 2, "retry_delay_s": 0.0}
+@pytest.fixture(autouse=True)
+def on_shared_workers(workers, monkeypatch):
+    monkeypatch.setitem(TILES, "cluster", workers)
+
+
+TILES = {"tile_shape": (32, 32), "overlap": 4, "retry_delay_s": 0.0}
 N_TILES = 6 * 6
 LATE_TILE = 30
 """A tile of the last batch."""
