@@ -27,7 +27,10 @@ SHORTEST_S = 4.0
 """Seconds of work below which it is not worth a task run of its own."""
 
 PROBE_TILES = 2
-"""Tiles of the first batch of each slot: the first may load a model, the second is measured."""
+"""Tiles of a batch that is measured: the first may load a model, the second tells."""
+
+MAX_PROBES = 16
+"""Batches that are measured at most; there is one for each slot of a small cluster."""
 
 MAX_FAILURES = 3
 """Tiles of a batch, and batches of a step, that may fail before the rest is left: one bad tile does
@@ -67,7 +70,7 @@ class Work:
     n_slots : int
         Task runs that go on at a time.
     max_runs : int
-        Most task runs; this has the last word.
+        Most task runs, unless there are more slots: two for each of these are always allowed.
     seconds : float or None
         Of one worker for all of it, as far as measured.
     n_bytes : int
@@ -98,7 +101,7 @@ class Work:
         else:
             balanced = min(PER_SLOT * self.n_slots, self.seconds / SHORTEST_S)
             wanted = max(by_bytes, self.seconds / TARGET_S, balanced, self.n_slots)
-        return max(1, min(self.max_runs, ceil(wanted)))
+        return max(1, min(max(self.max_runs, 2 * self.n_slots), ceil(wanted)))
 
 
 def batches_of(first: int, stop: int, n_runs: int) -> list[Batch]:

@@ -20,6 +20,7 @@ from flows.artifacts import Progress
 from flows.batches import (
     ESTIMATE_RUNS,
     LEVEL_RUNS,
+    MAX_PROBES,
     MERGE_RUNS,
     PROBE_TILES,
     SEGMENT_RUNS,
@@ -170,7 +171,7 @@ class Segmentation:
         """Segment a few tiles to measure the function; return their batches, and all others."""
         weights = self._weights()
         n_slots = self.runs.runner.n_slots("segment")
-        probes = _probes(weights, n_slots)
+        probes = _probes(weights, min(n_slots, MAX_PROBES))
         found = self._segment(probes, progress)
         rest = probes[-1].last + 1 if probes else 0
         seconds = [result["last_s"] for result in found if result["last_s"] is not None]
@@ -293,15 +294,15 @@ class _Look:
         self.next_s = time.monotonic() + max(TICK_S, 20 * (time.monotonic() - start))
 
 
-def _probes(weights: np.ndarray, n_slots: int) -> list[Batch]:
-    """Return the first batches, one for each slot, of a few tiles that hold signal each.
+def _probes(weights: np.ndarray, n_probes: int) -> list[Batch]:
+    """Return the first batches, of a few tiles that hold signal each.
 
     None where there are too few tiles for measuring to pay.
     """
-    if len(weights) <= 4 * PROBE_TILES * n_slots:
+    if len(weights) <= 4 * PROBE_TILES * n_probes:
         return []
     reached = np.cumsum(weights >= 1.0)
-    wanted = PROBE_TILES * np.arange(1, n_slots + 1)
+    wanted = PROBE_TILES * np.arange(1, n_probes + 1)
     stops = np.searchsorted(reached, wanted) + 1
     if stops[-1] > len(weights):
         return []

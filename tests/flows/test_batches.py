@@ -34,13 +34,19 @@ def test_no_batch_is_heavier_than_its_share_by_more_than_a_tile(weights, n_runs)
         assert weight <= sum(weights) / n_runs + 1.0 + 1e-6
 
 
-@given(st.integers(1, 64), st.integers(1, 96), st.floats(0, 1e7), st.integers(0, 2**44))
+@given(st.integers(1, 300), st.integers(1, 96), st.floats(0, 1e7), st.integers(0, 2**44))
 def test_the_number_of_runs_has_the_last_word(n_slots, max_runs, seconds, n_bytes):
     n_runs = Work(n_slots=n_slots, max_runs=max_runs, seconds=seconds, n_bytes=n_bytes).n_runs
-    assert 1 <= n_runs <= max_runs
-    if n_runs < max_runs:
+    most = max(max_runs, 2 * n_slots)
+    assert 1 <= n_runs <= most
+    if n_runs < most:
         assert seconds / n_runs <= TARGET_S + 1e-6
         assert n_bytes / n_runs <= MAX_BYTES
+
+
+@given(st.integers(1, 400), st.floats(1e3, 1e7))
+def test_every_slot_of_a_large_cluster_has_work(n_slots, seconds):
+    assert Work(n_slots=n_slots, max_runs=96, seconds=seconds).n_runs >= min(n_slots, seconds / 12)
 
 
 def test_batches_are_kept_in_a_stage():
