@@ -5,7 +5,8 @@
     set up levels ─► add level 1 ─► add level 2 ─► ... ─► finish levels
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: a served flow is sent to the process of its run without
+# this module, and would not find there what annotations that are mere text stand for.
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from flows.cluster import ClusterSpec
 from flows.conversion import PyramidReport
 from flows.job import Job, cluster_of, handed_over, start
 from flows.parameters import Group, Pyramid, Run, checked, split_keywords
+from flows.run_names import named
 from patchworks.conversion.pyramid import plan_addition
 from patchworks.io.location import Location
 from patchworks.plan import PathLike
@@ -84,7 +86,7 @@ def plan_levels(
 
 @flow(
     name="build pyramid",
-    flow_run_name="build pyramid of {store}",
+    flow_run_name=named("build pyramid of", "store"),
     description="Add a pyramid, and the metadata that make it an OME-Zarr image, to an array.",
     **ON_WORKERS,
 )

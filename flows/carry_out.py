@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from prefect import get_run_logger
+import cloudpickle
+from prefect import Flow, get_run_logger
 from prefect.context import FlowRunContext
 
 from flows import conversion, tasks
@@ -20,6 +22,7 @@ from flows.artifacts import (
     step_rows,
 )
 from flows.artifacts.result import max_picture_bytes
+from flows.interrupts import interruptible
 from flows.job import Job
 from flows.owning import flow_run_id, owning
 from flows.retries import retrying
@@ -47,6 +50,7 @@ PICTURE_S = 120.0
 """Time for the picture of the result, which nothing else waits for."""
 
 
+@interruptible()
 def carry_out(job: Job) -> Any:
     """Do what the job says in the flow run of this moment, and return its report.
 
@@ -85,9 +89,22 @@ def _workers_of(job: Job) -> ClusterRunner:
             f"the flow runs on {type(runner).__name__}; its tasks need a ClusterRunner: set the "
             f"cluster by the parameter `cluster`, not by the task runner"
         )
+    _send_along(context.flow if context else None)
     runner.use(job.cluster)
     _ = runner.client  # starts the workers
     return runner
+
+
+def _send_along(flow: Flow[..., Any] | None) -> None:
+    """Have workers be sent what they cannot import: the flow, where a deployment names its file.
+
+    Prefect sends the flow with each task, and gives a module that it loads from a file a name of
+    its own. A worker that cannot import what it is sent says nothing: the run would wait for ever.
+    """
+    module = sys.modules.get(flow.fn.__module__) if flow else None
+    package = __name__.partition(".")[0]
+    if module is not None and not module.__name__.startswith(f"{package}."):
+        cloudpickle.register_pickle_by_value(module)
 
 
 def _label(job: Job, plan: RunPlan, runs: TaskRuns, before: dict[str, float]) -> RunReport:
@@ -129,15 +146,14 @@ def _make_labels(steps: Segmentation, lock: RunLock) -> None:
 def _saying_how_to_go_on(plan: RunPlan, report: RunReport) -> Iterator[None]:
     try:
         yield
-    except PatchworksError as error:
+    except (PatchworksError, KeyboardInterrupt) as error:
         n_done = plan.stage.n_done() if plan.stage.manifest() else 0
         error.add_note(
             f"{n_done} of {report.n_tiles} tiles are done and kept in {plan.stage.root}; the same "
             f"call goes on from there"
         )
-        publish_failure(
-            str(error), n_done=n_done, n_total=report.n_tiles, stage=str(plan.stage.root)
-        )
+        said = str(error) or "The run was interrupted."
+        publish_failure(said, n_done=n_done, n_total=report.n_tiles, stage=str(plan.stage.root))
         raise
 
 

@@ -5,7 +5,8 @@
     set up conversion ─► convert regions ─► build levels ─► finish conversion
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: a served flow is sent to the process of its run without
+# this module, and would not find there what annotations that are mere text stand for.
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from flows.carry_out import ON_WORKERS, carry_out
 from flows.cluster import ClusterSpec
 from flows.job import Job, cluster_of, handed_over, start
 from flows.parameters import Conversion, Run, checked, split_keywords
+from flows.run_names import named
 from patchworks.conversion.collection import plan_images
 from patchworks.conversion.plan import ConversionOptions
 from patchworks.conversion.run import ConversionReport, run_images
@@ -106,7 +108,7 @@ def plan_conversion_job(
 
 @flow(
     name="convert image",
-    flow_run_name="convert {source}",
+    flow_run_name=named("convert", "source"),
     description="Convert a microscope file to a calibrated OME-Zarr image with a pyramid.",
     **ON_WORKERS,
 )

@@ -12,6 +12,7 @@ from prefect import Flow
 
 from flows.cluster import ClusterSpec
 from flows.conversion import converted
+from flows.interrupts import interruptible
 from flows.parameters import Run, shown
 from flows.server import prefect_server
 from patchworks.conversion.collection import CollectionPlan
@@ -143,5 +144,5 @@ def start(flow: Flow[Any, Any], job: Job, parameters: Mapping[str, Any]) -> Any:
         The form as if somebody had filled it in.
     """
     live = flow.with_options(validate_parameters=False)
-    with prefect_server(announce=True), _handed_over(job):
+    with interruptible(), prefect_server(announce=True), _handed_over(job):
         return live(**{name: shown(value) for name, value in parameters.items()})

@@ -7,17 +7,24 @@ nobody tells the server.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Crashed
 
 logger = logging.getLogger(__name__)
 
 RESTART_S = 60.0
 """Seconds that a worker may take to come back."""
+
+ANSWER_S = 10.0
+"""Seconds that the server may take to answer while a run ends."""
 
 
 def has_begun(task_run_id: UUID, seconds: float) -> bool:
@@ -44,6 +51,20 @@ def report_lost(task_run_id: UUID, message: str) -> None:
             client.set_task_run_state(task_run_id, Crashed(message=message), force=True)
     except Exception as error:  # noqa: BLE001 - the run goes on whatever its page shows
         logger.warning("task run %s stays as it is shown: %r", task_run_id, error)
+
+
+def report_left(task_run_ids: Iterable[UUID], message: str) -> None:
+    """Set task runs that nobody will see to their end to Crashed; a silent server ends it soon."""
+    try:
+        with (
+            temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+            get_client(sync_client=True, httpx_settings={"timeout": ANSWER_S}) as client,
+        ):
+            for task_run_id in task_run_ids:
+                with suppress(PrefectHTTPStatusError):  # 404: it was never begun
+                    client.set_task_run_state(task_run_id, Crashed(message=message), force=True)
+    except Exception as error:  # noqa: BLE001 - the run ends whatever its page shows
+        logger.warning("task runs stay as they are shown: %r", error)
 
 
 def restart_worker_of(client: Any, future: Any) -> None:

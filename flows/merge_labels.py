@@ -5,7 +5,8 @@
     set up stage ─► stage tiles ─► stitch ─► merge ─► pyramid
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: a served flow is sent to the process of its run without
+# this module, and would not find there what annotations that are mere text stand for.
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +17,7 @@ from flows.carry_out import ON_WORKERS, carry_out
 from flows.cluster import ClusterSpec
 from flows.job import Job, cluster_of, handed_over, start
 from flows.parameters import Group, Labels, MergeInput, Run, checked, split_keywords
+from flows.run_names import named
 from patchworks.merge_tile_labels import plan_merge
 from patchworks.plan import PathLike, RunOptions
 from patchworks.report import RunReport
@@ -102,7 +104,7 @@ def plan_merging(
 
 @flow(
     name="merge labels",
-    flow_run_name="merge {labeled}",
+    flow_run_name=named("merge", "labeled"),
     description="Make one label image of labels that were made tile by tile.",
     **ON_WORKERS,
 )

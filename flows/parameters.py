@@ -31,15 +31,15 @@ class Tiles(Group):
     """How the image is cut into tiles, and how their labels are joined."""
 
     tile_shape: list[int] | Literal["auto"] | None = None
-    """Voxels of a tile per axis, such as [64, 512, 512]. Empty: the chunks of the store, or a
+    """Voxels of a tile per axis, such as [64, 512, 512]. None: the chunks of the store, or a
     multiple of tiny ones; "auto": what fits the memory."""
     overlap: int | list[int] | None = None
     """Voxels read around each tile, one number or one per axis; more than the distance over which
-    the function looks. Empty: 16."""
+    the function looks. None: 16."""
     skip_empty: bool = False
     """Leave out tiles that hold no signal."""
     empty_threshold: FiniteFloat | None = None
-    """Intensity up to which a voxel is no signal. Empty: Otsu's threshold of a sample."""
+    """Intensity up to which a voxel is no signal. None: Otsu's threshold of a sample."""
     stitch: Literal["auto", "overlap", "touch"] = "auto"
     """auto: labels of two tiles are one object where both saw the same piece of it, without an
     overlap where they touch."""
@@ -51,11 +51,12 @@ class Labels(Group):
     """Where the label image goes."""
 
     write_to: str | None = None
-    """Path or URL of a label image of its own. Empty: labels/<name> in the image's store."""
+    """Path or URL of a label image of its own. None: in the image's store, in its
+    group labels."""
     output_component: str = "labels"
     """Name of the label image."""
     pyramid_levels: int | None = Field(default=None, ge=1, le=32)
-    """Levels of its pyramid, level 0 included. Empty: as many as the image has, else 5."""
+    """Levels of its pyramid, level 0 included. None: as many as the image has, else 5."""
     pyramid_downscale: int = Field(default=2, ge=2, le=64)
     """Factor in y and x from one level to the next."""
     overwrite: bool = False
@@ -70,14 +71,14 @@ class Run(Group):
     keep_stage: bool = False
     """Keep the staged tiles after the run."""
     stage_dir: str | None = None
-    """Folder for the stage, seen by all workers. Empty: beside the label image."""
+    """Folder for the stage, seen by all workers. None: beside the label image."""
     retries: int = Field(default=3, ge=0, le=20)
     """How often a task is tried again after an error that may heal."""
     retry_delay_s: float = Field(default=2.0, ge=0, le=3600)
     """Seconds before the first of them; each further one waits twice as long."""
     tile_timeout_s: float | None = Field(default=None, gt=0)
     """Seconds that one tile may take before its worker is ended and a new one tries again: the only
-    way out of a call into a driver that hangs. Empty: no limit."""
+    way out of a call into a driver that hangs. None: no limit."""
 
 
 class Conversion(Group):
@@ -88,13 +89,13 @@ class Conversion(Group):
     pixel_size: dict[str, float] | None = None
     """Micrometers per axis (seconds for t) in place of what the file says."""
     n_levels: int | None = Field(default=None, ge=1, le=32)
-    """Levels of the pyramid. Empty: until y and x are under 1024 voxels."""
+    """Levels of the pyramid. None: until y and x are under 1024 voxels."""
     downscale: int = Field(default=2, ge=2, le=64)
     """Factor in y and x from one level to the next."""
     chunks: list[int] | None = None
-    """Chunk shape. Empty: 16x256x256 or 512x512, fitted to the file."""
+    """Chunk shape. None: 16x256x256 or 512x512, fitted to the file."""
     shard: bool | None = None
-    """Whether several chunks share a file. Empty: if there would be too many files."""
+    """Whether several chunks share a file. None: if there would be too many files."""
     channel_names: list[str] | None = None
     """Names of the channels in place of those of the file."""
     scene: int | str = 0
@@ -130,7 +131,7 @@ class Pyramid(Group):
     axes: str | None = None
     """Its axes, such as zyx, where the metadata do not say them."""
     n_levels: int | None = Field(default=None, ge=1, le=32)
-    """Levels, the base included. Empty: until y and x are under 1024 voxels."""
+    """Levels, the base included. None: until y and x are under 1024 voxels."""
     downscale: int = Field(default=2, ge=2, le=64)
     """Factor in y and x from one level to the next."""
     pixel_size: dict[str, float] | None = None

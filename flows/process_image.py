@@ -5,7 +5,8 @@
     convert ─► estimate empty tiles ─► stage ─► segment ─► merge ─► pyramid
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: a served flow is sent to the process of its run without
+# this module, and would not find there what annotations that are mere text stand for.
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +26,7 @@ from flows.parameters import (
     Tiles,
     split_keywords,
 )
+from flows.run_names import named
 from flows.segment_image import (
     SEGMENT_GROUPS,
     SegmenterSpec,
@@ -113,7 +115,7 @@ def plan_processing(
 
 @flow(
     name="process image",
-    flow_run_name="process {source}",
+    flow_run_name=named("process", "source"),
     description="Convert a microscope file to OME-Zarr and segment it; labels lie in its store.",
     **ON_WORKERS,
 )

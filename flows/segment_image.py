@@ -5,7 +5,8 @@
     convert ─► set up stage ─► estimate empty tiles ─► segment tiles ─► stitch ─► merge ─► pyramid
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: a served flow is sent to the process of its run without
+# this module, and would not find there what annotations that are mere text stand for.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -17,6 +18,7 @@ from flows.carry_out import ON_WORKERS, carry_out
 from flows.cluster import ClusterSpec
 from flows.job import Job, cluster_of, handed_over, start
 from flows.parameters import Group, Labels, Run, Selection, Tiles, checked, split_keywords
+from flows.run_names import named
 from flows.segmenter_choice import SegmenterChoice, Threshold, as_shown, segmenter_of
 from patchworks.conversion.collection import CollectionPlan, plan_images
 from patchworks.conversion.plan import ConversionOptions, made_from
@@ -230,7 +232,7 @@ def converted_path(image: PathLike, convert_to: PathLike | None = None) -> PathL
 
 @flow(
     name="segment image",
-    flow_run_name="segment {image}",
+    flow_run_name=named("segment", "image"),
     description="Run a segmentation function on an image of any size; one label image comes out.",
     **ON_WORKERS,
 )
@@ -250,7 +252,7 @@ def segment_image_flow(
         image: Path or URL of an OME-Zarr or zarr store, or of a microscope file, which is converted
             first.
         segmenter: The function that segments.
-        convert_to: Where the OME-Zarr image of a file goes. Empty: beside it.
+        convert_to: Where the OME-Zarr image of a file goes. None: beside it.
         selection: Which part of the image is segmented.
         tiles: How it is cut into tiles, and how their labels are joined.
         labels: Where the label image goes.

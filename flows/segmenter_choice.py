@@ -15,9 +15,9 @@ class Threshold(Group):
     """Connected components of the voxels above a threshold."""
 
     name: Literal["threshold"] = "threshold"
-    """The built-in."""
+    """The built-in function."""
     value: FiniteFloat | None = None
-    """Voxels above it are object. Empty: Otsu's threshold of the whole image."""
+    """Voxels above it are object. None: Otsu's threshold of the whole image."""
     sigma: FiniteFloat = Field(default=0.0, ge=0)
     """Gaussian smoothing before, in voxels; the overlap has to be more than four times as much."""
     connectivity: int = Field(default=1, ge=1, le=5)

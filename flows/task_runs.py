@@ -21,7 +21,7 @@ from prefect import Task, get_run_logger
 from prefect.client.schemas.objects import State
 
 from flows.batches import MAX_FAILURES
-from flows.lost import has_begun, report_lost, restart_worker_of
+from flows.lost import has_begun, report_left, report_lost, restart_worker_of
 from flows.runners import ClusterRunner
 from patchworks.errors import ClientError
 
@@ -32,6 +32,16 @@ TICK_S = 2.0
 
 MAX_CRASHES = 2
 """How often a task run may lose its worker; Dask itself has tried several by then."""
+
+NEEDS_MEMORY = (
+    "most often a tile needs more memory than a worker has: give smaller tiles or more memory per "
+    "worker, and call again"
+)
+
+HANGS = (
+    "a tile that takes longer than that for good needs a higher tile_timeout_s; one on which the "
+    "function hangs needs another function or other tiles"
+)
 
 NO_SCHEDULER = (
     "the Dask scheduler of this run is gone (killed, or its machine cannot be reached); what is "
@@ -141,8 +151,12 @@ class TaskRuns:
             If a task run lost its workers again and again, or the scheduler is gone.
         """
         step = _Step(self, calls, place)
-        for _ in step:
-            while_waiting()
+        try:
+            for _ in step:
+                while_waiting()
+        except BaseException as error:
+            step.leave(f"the run ended before it: {error!r}")
+            raise
         if step.failures:
             failure, *others = step.failures
             if others:
@@ -183,6 +197,10 @@ class _Step:
                 self._look()
             yield
 
+    def leave(self, why: str) -> None:
+        """Tell the server of the task runs that nobody sees to their end any more."""
+        report_left([at_work.future.task_run_id for at_work in self._at_work.values()], why)
+
     def _submit(self, index: int) -> None:
         call = self.calls[index]
         task = call.task.with_options(**(self.runs.options | call.options))
@@ -195,10 +213,12 @@ class _Step:
     def _settle(self, index: int, future: Any) -> None:
         if index not in self._at_work or self._at_work[index].future is not future:
             return  # it was given up before
-        call = self._at_work.pop(index).call
+        at_work = self._at_work.pop(index)
+        call = at_work.call
         try:
             state: State[Any] = future.wrapped_future.result(timeout=60)
         except CancelledError as error:
+            self._at_work[index] = at_work
             raise ClientError(NO_SCHEDULER) from error
         except Exception as error:  # noqa: BLE001 - whatever Dask says of a worker that died
             self._crashed(index, future, f"{type(error).__name__}: {error}")
@@ -212,7 +232,7 @@ class _Step:
             is_error = isinstance(found, BaseException)
             self._fail(found if is_error else ClientError(f"{call} ended as {state.name}"))
 
-    def _crashed(self, index: int, future: Any, why: str) -> None:
+    def _crashed(self, index: int, future: Any, why: str, advice: str = NEEDS_MEMORY) -> None:
         """Tell the server, which still believes it running, and give it another worker."""
         call = self.calls[index]
         report_lost(future.task_run_id, f"its worker died ({why})")
@@ -221,13 +241,7 @@ class _Step:
             get_run_logger().warning("%s: its worker died (%s); once more", call, why)
             self._submit(index)
             return
-        self._fail(
-            ClientError(
-                f"{call}: its worker died again and again ({why}); most often a tile needs more "
-                f"memory than a worker has: give smaller tiles or more memory per worker, and call "
-                f"again"
-            )
-        )
+        self._fail(ClientError(f"{call}: its worker died again and again ({why}); {advice}"))
 
     def _fail(self, failure: BaseException) -> None:
         self.failures.append(failure)
@@ -251,4 +265,4 @@ class _Step:
                 del self._at_work[index]
                 restart_worker_of(client, at_work.future.wrapped_future)
                 why = f"no progress for {limit_s:g} s, and was ended"
-                self._crashed(index, at_work.future, why)
+                self._crashed(index, at_work.future, why, HANGS)

@@ -53,7 +53,13 @@ def portably() -> Iterator[None]:
     raise failure
 
 
-@task(name="set up conversion", tags=["convert"], **RETRYING, **UNCACHED)
+@task(
+    name="set up conversion",
+    task_run_name="set up conversion",
+    tags=["convert"],
+    **RETRYING,
+    **UNCACHED,
+)
 def set_up_conversion(opaque: Opaque[ConversionPlan]) -> None:
     """Make the empty levels, or go on with those of an interrupted try."""
     with portably():
@@ -87,7 +93,13 @@ def finish_conversion(stage: StageOf) -> None:
         regions.publish(regions.load_plan(stage.root, stage.attempt))
 
 
-@task(name="set up levels", tags=["pyramid"], **RETRYING, **UNCACHED)
+@task(
+    name="set up levels",
+    task_run_name="set up levels",
+    tags=["pyramid"],
+    **RETRYING,
+    **UNCACHED,
+)
 def set_up_levels(opaque: Opaque[PyramidAddition]) -> None:
     """Make the empty levels, or go on with those of an interrupted try."""
     with portably():
@@ -120,7 +132,13 @@ def finish_levels(stage: StageOf) -> None:
         pyramid.finish_addition(pyramid.load_addition(stage.root))
 
 
-@task(name="set up stage", tags=["stage"], **RETRYING, **UNCACHED)
+@task(
+    name="set up stage",
+    task_run_name="set up stage",
+    tags=["stage"],
+    **RETRYING,
+    **UNCACHED,
+)
 def set_up_stage(opaque: Opaque[RunPlan]) -> StageOf:
     """Make the stage, put the image where every worker can read it, prepare the function."""
     plan = opaque.held
@@ -134,7 +152,13 @@ def set_up_stage(opaque: Opaque[RunPlan]) -> StageOf:
     return StageOf.of(stage.root, plan.tiles_fingerprint, plan.segmenter_digest, stage.id)
 
 
-@task(name="choose threshold of empty tiles", tags=["estimate"], **RETRYING, **CACHED)
+@task(
+    name="choose threshold of empty tiles",
+    task_run_name="choose threshold of empty tiles",
+    tags=["estimate"],
+    **RETRYING,
+    **CACHED,
+)
 def choose_threshold(stage: StageOf) -> float:
     """Return the intensity above which a voxel is signal."""
     with portably():
@@ -178,7 +202,13 @@ def segment_tiles(stage: StageOf, batch: Batch) -> dict[str, Any]:
     return found
 
 
-@task(name="stitch", tags=["merge"], **RETRYING, **UNCACHED)
+@task(
+    name="stitch",
+    task_run_name="stitch",
+    tags=["merge"],
+    **RETRYING,
+    **UNCACHED,
+)
 def stitch(stage: StageOf) -> int:
     """Judge every seam, number the objects, and return how many there are."""
     with portably():
@@ -229,7 +259,12 @@ def finish_pyramid(stage: StageOf) -> None:
         pipeline.publish(plan, Relabeling.load(plan.stage), version("patchworks"))
 
 
-@task(name="draw overview", tags=["overview"], **UNCACHED)
+@task(
+    name="draw overview",
+    task_run_name="draw overview",
+    tags=["overview"],
+    **UNCACHED,
+)
 def draw_overview(stage: StageOf, labels: str, max_bytes: int) -> str:
     """Draw outlines of the objects over the image, small enough for a page; base64."""
     with portably():

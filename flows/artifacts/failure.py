@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -33,6 +34,9 @@ MAX_MESSAGE = 4000
 MAX_PARAMETER = 500
 """Characters of an error, and of a parameter, that are shown."""
 
+LINE = 76
+"""Characters of a line: what a page has no room for, it hides."""
+
 SAID_JUST_NOW = timedelta(minutes=2)
 """A flow says itself how to go on, with counts, right before its failure hook would."""
 
@@ -55,7 +59,7 @@ _CAUSES = (
     ),
     _Cause(
         "segmentation function",
-        r"segmentererror|shape|dtype|segmenter",
+        r"segmentererror|shape|dtype|segmenter|' raised ",
         "it raised an error, or returned something else than one integer label per voxel in the "
         "shape of its tile. The message names the tile: try the function on that part of the "
         "image alone. A changed function starts from the first tile.",
@@ -161,7 +165,11 @@ def _kept_text(n_done: int | None, n_total: int | None, stage: str | None) -> st
 
 def _page(message: str, kept: str, how: str) -> str:
     likely = [c for c in _CAUSES if re.search(c.pattern, message, re.IGNORECASE)]
-    parts = ["## What failed", fenced(_shortened(message, MAX_MESSAGE)), "## How to go on"]
+    parts = [
+        "## What failed",
+        fenced(_wrapped(_shortened(message, MAX_MESSAGE))),
+        "## How to go on",
+    ]
     parts += [kept, how]
     if likely:
         parts += ["### What it points to", "\n".join(_bullets(likely))]
@@ -183,13 +191,22 @@ def _shortened(text: str, limit: int) -> str:
     return f"{text[: limit // 2]}\n...\n{text[-limit // 2 :]}"
 
 
+def _wrapped(text: str) -> str:
+    lines = [
+        textwrap.fill(line, LINE, break_long_words=False, break_on_hyphens=False)
+        for line in text.splitlines()
+    ]
+    return "\n".join(lines)
+
+
 def _how_to_run_again(flow_run: FlowRun | None) -> str:
     """Return what to do, as markdown, with the parameters of the run."""
     if flow_run is None:
         return "Make the same call again: it goes on from there."
     parameters = _plain_parameters(flow_run.parameters or {})
     written = "\n".join(
-        f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in parameters.items()
+        f"{name} = {json.dumps(_given(value), ensure_ascii=False)}"
+        for name, value in parameters.items()
     )
     if flow_run.deployment_id is None:
         return (
@@ -202,6 +219,13 @@ def _how_to_run_again(flow_run: FlowRun | None) -> str:
         "Press **Retry** on this page, or run the deployment again with the same parameters: it "
         f"goes on from there.\n\n{fenced(command, 'bash')}"
     )
+
+
+def _given(value: Any) -> Any:
+    """Return a group of parameters without those that nobody gave."""
+    if not isinstance(value, dict):
+        return value
+    return {name: item for name, item in value.items() if item is not None}
 
 
 def _plain_parameters(parameters: dict[str, Any]) -> dict[str, Any]:

@@ -324,7 +324,7 @@ class TestFailure:
         found = the(state.state_details.flow_run_id, "how-to-go-on")
         assert found.type == "markdown"
         for part in ("returned shape (13, 64)", "same call again", 'image = "/scans/```scan.zarr"'):
-            assert part in found.data
+            assert part in " ".join(found.data.split())
         likely = found.data.split("### Other causes")[0]
         assert "segmentation function" in likely
         assert "memory" not in likely
@@ -333,6 +333,22 @@ class TestFailure:
         state = fails("/scans/scan.zarr", object(), says_more=True, return_state=True)
         found = the(state.state_details.flow_run_id, "how-to-go-on")
         assert "12 of 4 096 tiles are done and kept in `/scans/stage`" in plain(found.data)
+
+    def test_what_a_function_raised_points_to_the_function(self):
+        message = "tile 45 at (320, 320): 'model' raised ValueError: " + "nothing to do " * 20
+        run, _ = in_a_flow(publish_failure, message)
+        text = the(run, "how-to-go-on").data
+        likely = text.partition("### What it points to")[2].partition("### Other causes")[0]
+        assert "segmentation function" in likely
+        # A page has no room for more, and hides the rest.
+        assert max(map(len, text.split("```")[1].splitlines())) <= 80
+
+    def test_parameters_that_nobody_gave_are_left_out(self):
+        tiles = {"tile_shape": [64, 64], "stitch": "auto", "empty_threshold": None}
+        state = fails("/scans/scan.zarr", tiles, return_state=True)
+        found = the(state.state_details.flow_run_id, "how-to-go-on")
+        assert '"tile_shape": [64, 64]' in found.data
+        assert "empty_threshold" not in found.data
 
     def test_a_crash_of_a_deployed_run_is_told_from_outside_of_it(self):
         """As the process does it that watches the run's."""

@@ -17,12 +17,15 @@ import numpy as np
 import psutil
 import pytest
 import zarr
+from pydantic import BaseModel, model_serializer
+from pydantic_core import PydanticSerializationError
 from scipy import ndimage
 
 from flows import segment_image
+from flows.interrupts import interruptible
 from patchworks import tile_process
 from patchworks.errors import ClientError, SegmenterError
-from tests.flows.runs import states, task_runs
+from tests.flows.runs import latest_run, states, task_runs
 from tests.images import files_of, smooth_noise
 
 ROOT = Path(__file__).parents[2]
@@ -69,9 +72,12 @@ class Careless:
     def kill(self) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
+    def hang(self) -> None:
+        time.sleep(3600)
+
     def hang_once(self) -> None:
         self.heal()
-        time.sleep(3600)
+        self.hang()
 
     def hang_with_the_interpreter_once(self) -> None:
         self.heal()
@@ -96,9 +102,7 @@ def records(folder: Path) -> list[str]:
 def check_bytes(folder: Path, segmenter: Careless) -> None:
     """Compare with what the library writes when nothing goes wrong."""
     undisturbed = folder / "undisturbed.zarr"
-    tile_process(
-        folder / "image.zarr", segmenter, write_to=undisturbed, progress=False, **TILES
-    )
+    tile_process(folder / "image.zarr", segmenter, write_to=undisturbed, progress=False, **TILES)
     assert files_of(folder / "out.zarr") == files_of(undisturbed)
 
 
@@ -157,7 +161,10 @@ class TestWorkers:
         assert (report.n_reused, report.n_segmented) == (n_done, N_TILES - n_done)
         check_bytes(tmp_path, segmenter)
 
-    @pytest.mark.parametrize("hangs", ["hang_once", "hang_with_the_interpreter_once"])
+    @pytest.mark.parametrize(
+        "hangs",
+        ["hang_with_the_interpreter_once", pytest.param("hang_once", marks=pytest.mark.slow)],
+    )
     def test_a_tile_that_hangs_costs_its_worker_and_not_the_run(self, tmp_path, hangs):
         source, segmenter = an_image(tmp_path), Careless(tmp_path, hangs)
         with nothing_left():
@@ -171,6 +178,19 @@ class TestWorkers:
         assert found["Crashed"] == 1, found
         assert found["Completed"] == found.total() - 1, found
         check_bytes(tmp_path, segmenter)
+
+    @pytest.mark.slow
+    def test_a_tile_that_always_hangs_ends_the_run_and_says_which_limit_it_was(self, tmp_path):
+        source, segmenter = an_image(tmp_path), Careless(tmp_path, "hang")
+        with (
+            nothing_left(),
+            pytest.raises(ClientError, match=r"no progress for 2 s.*tile_timeout_s"),
+        ):
+            segment_image(source, segmenter=segmenter, write_to=tmp_path / "out.zarr",
+                          tile_timeout_s=2.0, **RUN)  # fmt: skip
+        assert segmenter.calls[BAD_TILE] == 2
+        assert states("segment tiles")["Crashed"] == 2
+        assert all(run.state.is_final() for run in task_runs())
 
     def test_three_failing_batches_end_the_step_and_one_does_not(self, tmp_path):
         source, segmenter = an_image(tmp_path), Careless(tmp_path, "fail")
@@ -197,7 +217,7 @@ class Always:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def __call__(self, tile: np.ndarray) -> np.ndarray:  # noqa: ARG002
+    def __call__(self, tile: np.ndarray) -> np.ndarray:
         with (self.folder / "calls").open("a") as calls:
             calls.write("x\n")
         raise ValueError("always")
@@ -216,10 +236,10 @@ def segment(tile):
 """
 
 
-def start_command(folder: Path) -> subprocess.Popen[str]:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
-    environment |= {"PREFECT_HOME": str(folder / "home"), "PYTHONPATH": f"{ROOT}:{folder}"}
-    environment |= {"PATCHWORKS_DATA_DIR": str(folder / "data")}
+def start_command(folder: Path, **environment: str) -> subprocess.Popen[str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+    kept |= {"PREFECT_HOME": str(folder / "home"), "PYTHONPATH": f"{ROOT}:{folder}"}
+    kept |= {"PATCHWORKS_DATA_DIR": str(folder / "data")}
     return subprocess.Popen(
         [
             *[sys.executable, "-m", "flows.cli", "segment", "image.zarr", "--workers", "2"],
@@ -227,7 +247,7 @@ def start_command(folder: Path) -> subprocess.Popen[str]:
             *["--write-to", "out.zarr"],
         ],
         cwd=folder,
-        env=environment,
+        env=kept | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -247,33 +267,65 @@ def processes_of(folder: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize(
-    "to_all", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["Ctrl-C", "kill -INT"]
-)
-def test_a_run_that_is_interrupted_ends_at_once_and_the_same_command_goes_on(tmp_path, to_all):
-    """Ctrl-C in a terminal goes to the workers as well."""
-    an_image(tmp_path)
-    (tmp_path / "slow.py").write_text(SLOW)
-    process = start_command(tmp_path)
+def interrupt(folder: Path, process: subprocess.Popen[str], *, to_all: bool) -> None:
+    """Interrupt a command at work, and check how it ends."""
     end = time.monotonic() + 90
-    while len(records(tmp_path)) < 4:
+    while len(records(folder)) < 4:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end
         time.sleep(0.05)
     (os.killpg if to_all else os.kill)(process.pid, signal.SIGINT)
     began = time.monotonic()
-    out, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=60)
     took_s = time.monotonic() - began
-    print(f"ended {took_s:.1f} s after it was interrupted, {len(records(tmp_path))} tiles done")
+    print(f"ended {took_s:.1f} s after it was interrupted, {len(records(folder))} tiles done")
     assert process.returncode == 130, error
     assert "stopped; the same command goes on from there" in error
     assert took_s < 15
-    assert processes_of(tmp_path) == []
-    assert not (tmp_path / "out.zarr").exists()
+    assert processes_of(folder) == []
+    assert not (folder / "out.zarr").exists()
 
+
+def test_ctrl_c_ends_run_workers_and_server_and_the_same_command_goes_on(tmp_path, server):
+    """In a terminal it goes to the workers as well."""
+    an_image(tmp_path)
+    (tmp_path / "slow.py").write_text(SLOW)
+    interrupt(tmp_path, start_command(tmp_path), to_all=True)
     n_done = len(records(tmp_path))
     (tmp_path / "quick").touch()
-    process = start_command(tmp_path)
+    process = start_command(tmp_path, PREFECT_API_URL=server.url)
     out, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
     assert f"{N_TILES - n_done} segmented, {n_done} done before" in out
+
+
+@pytest.mark.slow
+def test_on_the_server_an_interrupted_run_has_crashed_with_all_of_its_task_runs(tmp_path, server):
+    an_image(tmp_path)
+    (tmp_path / "slow.py").write_text(SLOW)
+    process = start_command(tmp_path, PREFECT_API_URL=server.url)
+    interrupt(tmp_path, process, to_all=False)
+    assert latest_run().state_name == "Crashed"
+    found = [(run.name, run.state_name) for run in task_runs()]
+    assert all(name in ("Completed", "Crashed") for _, name in found), found
+
+
+class Interrupted(BaseModel):
+    """Is interrupted while pydantic makes JSON of it."""
+
+    @model_serializer
+    def serialize(self) -> str:
+        signal.raise_signal(signal.SIGINT)
+        return ""
+
+
+def test_what_pydantic_makes_of_an_interrupt_is_an_interrupt_again():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(PydanticSerializationError):
+        Interrupted().model_dump()
+    with pytest.raises(KeyboardInterrupt) as caught, interruptible(), interruptible():
+        Interrupted().model_dump()
+    assert isinstance(caught.value.__cause__, PydanticSerializationError)
+    with pytest.raises(ValueError, match="not touched"), interruptible():
+        raise ValueError("not touched")
+    assert signal.getsignal(signal.SIGINT) is before

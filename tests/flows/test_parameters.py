@@ -113,7 +113,7 @@ class TestSegmenters:
 
 
 def test_a_misspelt_keyword_gets_a_hint():
-    with pytest.raises(InputError, match="unknown keyword 'tile_shap'.*tile_shape"):
+    with pytest.raises(InputError, match=r"unknown keyword 'tile_shap'.*tile_shape"):
         split_keywords({"tile_shap": 1}, {"tiles": Tiles})
 
 

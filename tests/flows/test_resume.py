@@ -100,7 +100,15 @@ def test_a_wrong_shape_is_not_tried_again(tmp_path):
     assert {run.run_count for run in task_runs() if run.state_name == "Failed"} == {1}
 
 
-@pytest.mark.parametrize("change", ["function", "parameter", "image", "tiles", "stage"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "function",
+        "stage",
+        "image",
+        *[pytest.param(change, marks=pytest.mark.slow) for change in ("parameter", "tiles")],
+    ],
+)
 def test_what_changed_never_meets_an_old_result(tmp_path, change):
     source, segmenter = an_image(tmp_path), Sometimes(tmp_path)
     run = {"write_to": tmp_path / "out.zarr"}

@@ -97,6 +97,7 @@ def test_segmentation_runs_on_the_gpus_and_all_else_beside_them(tmp_path, monkey
     assert left == []
 
 
+@pytest.mark.slow
 def test_a_local_run_gives_each_gpu_a_process_of_its_own(tmp_path):
     places = tmp_path / "places"
     places.mkdir()
