@@ -3,7 +3,7 @@
 A run goes on after an interruption only if its function is still the same function. A digest
 therefore covers what decides a function's answer: its name, source and code, closure, defaults and
 bound arguments, and the globals it reads. The code of installed packages counts by name and
-version; that of the user's own modules is looked into.
+version; that of the user's own modules is looked into. A model in a file counts by its content.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import functools
 import hashlib
 import inspect
 import logging
+import os
+import stat
 import sys
 import sysconfig
 import types
@@ -37,6 +39,14 @@ NOT_OF_A_CLASS = {
     "__annotate__", "__annotate_func__", "__annotations_cache__",
 }  # fmt: skip
 """What a class holds beside its methods and values, or what is said by these already."""
+
+
+WEIGHTS = {
+    ".bin", ".ckpt", ".engine", ".h5", ".hdf5", ".joblib", ".keras", ".npy", ".npz", ".onnx", ".pb",
+    ".pickle", ".pkl", ".pt", ".pth", ".safetensors", ".tflite",
+}  # fmt: skip
+"""Endings of files that count by their content where a function names them: models. Others do not:
+a function may write to them."""
 
 
 def digest(*values: object) -> str:
@@ -125,6 +135,8 @@ class _Walk:
         """Add one value."""
         if value is None or isinstance(value, PLAIN):
             self.mark(type(value).__name__, repr(value))
+            if isinstance(value, (str, PurePath)):
+                self.mark(*_weights_at(value))
         elif id(value) in self.seen:
             self.mark("again", self.seen[id(value)][0])
         else:
@@ -263,6 +275,27 @@ def _cell(cell: types.CellType) -> object:
         return cell.cell_contents
     except ValueError:  # a name that the enclosing function has not bound yet
         return None
+
+
+def _weights_at(place: str | PurePath) -> list[str]:
+    """Return the digest of the model file that a text or path names; nothing if it names none."""
+    if os.path.splitext(place)[1].lower() not in WEIGHTS:  # noqa: PTH122 - any text at all
+        return []
+    try:
+        path = Path(place).absolute()
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            return []
+        times = (status.st_mtime_ns, status.st_ctime_ns)
+        return [_content_digest(path, status.st_size, times)]
+    except (OSError, ValueError):  # no such file, or no name that a file can have
+        return []
+
+
+@functools.lru_cache(maxsize=256)
+def _content_digest(path: Path, _size: int, _times_ns: tuple[int, int]) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
 
 
 def _source(value: Any) -> str:

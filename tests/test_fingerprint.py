@@ -874,3 +874,29 @@ def test_a_digest_does_not_tell_where_the_source_lies(load, tmp_path):
     first, second = load(), load()
     assert Path(first.__file__) != Path(second.__file__)
     assert digest(first.plain) == digest(second.plain)
+
+
+class TestWeights:
+    """A model in a file is part of what a function is: by its content, not by its name."""
+
+    @pytest.mark.parametrize("kind", [str, Path])
+    def test_another_content_is_another_function(self, tmp_path, kind):
+        file = tmp_path / "model.pt"
+        file.write_bytes(b"one")
+        function = functools.partial(max, kind(file))
+        before = digest(function)
+        os.utime(file, (1e9, 1e9))
+        assert digest(function) == before
+        file.write_bytes(b"two")
+        os.utime(file, (1e9, 1e9))
+        assert digest(function) != before
+        file.unlink()
+        assert digest(function) != before
+
+    def test_a_file_that_the_function_writes_makes_no_other_function(self, tmp_path):
+        log = tmp_path / "log.txt"
+        log.write_text("begin")
+        function = functools.partial(max, str(log))
+        before = digest(function)
+        log.write_text("begin, tile 1")
+        assert digest(function) == before

@@ -139,6 +139,7 @@ class TestWorkers:
         assert {run.state_name for run in task_runs()} == {"Completed"}
         check_bytes(tmp_path, segmenter)
 
+    @pytest.mark.slow
     def test_a_tile_that_always_kills_its_worker_ends_the_run_which_goes_on_later(self, tmp_path):
         source, segmenter = an_image(tmp_path), Careless(tmp_path, "kill")
         run = {"segmenter": segmenter, "write_to": tmp_path / "out.zarr", **RUN}
@@ -286,6 +287,7 @@ def interrupt(folder: Path, process: subprocess.Popen[str], *, to_all: bool) -> 
     assert not (folder / "out.zarr").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_run_workers_and_server_and_the_same_command_goes_on(tmp_path, server):
     """In a terminal it goes to the workers as well."""
     an_image(tmp_path)
