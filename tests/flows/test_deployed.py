@@ -232,6 +232,7 @@ def await_value(look: Callable[[], T | None], process: subprocess.Popen[bytes]) 
     return found
 
 
+@pytest.mark.slow
 def test_a_served_deployment_carries_out_what_the_api_is_asked_for(tmp_path, server):
     store = ome_zarr(tmp_path / "image.zarr", IMAGE)
     good = {

@@ -166,6 +166,7 @@ class TestWorkers:
         "hangs",
         ["hang_with_the_interpreter_once", pytest.param("hang_once", marks=pytest.mark.slow)],
     )
+    @pytest.mark.slow
     def test_a_tile_that_hangs_costs_its_worker_and_not_the_run(self, tmp_path, hangs):
         source, segmenter = an_image(tmp_path), Careless(tmp_path, hangs)
         with nothing_left():

@@ -140,6 +140,7 @@ def test_prefect_copies_the_spec_and_not_the_cluster():
     assert runner.spec == TWO_AND_TWO
 
 
+@pytest.mark.slow
 def test_two_clusters_of_gpu_workers_stand_beside_each_other_on_loopback():
     def listening():
         found = psutil.Process().net_connections("tcp")
@@ -230,6 +231,7 @@ KILLED = textwrap.dedent(
 @pytest.mark.parametrize(
     "how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_no_worker_outlives_the_process_of_the_flow(tmp_path, how):
     script = tmp_path / "killed.py"
     script.write_text(KILLED)

@@ -151,6 +151,8 @@ def test_past_runs_are_kept_and_killed_ones_are_crashed(tmp_path: Path) -> None:
     assert page_left == []
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_processes_that_start_at_once_share_a_server_that_outlives_its_starter(
     tmp_path: Path,
 ) -> None:
@@ -213,25 +215,6 @@ def test_a_damaged_database_is_one_warning_and_is_left_as_it_is(
         output, messages = run.communicate(timeout=120)
     assert (run.returncode, messages.count("HistoryWarning")) == (0, 1)
     assert processes_on_port(output.split()[0]) == []
-
-
-@pytest.mark.slow
-def test_a_server_that_is_killed_is_replaced_while_its_user_lives(tmp_path: Path) -> None:
-    with start_waiting(tmp_path) as first:
-        killed_url = line_of(first)[0]
-        server = max(processes_on_port(killed_url), key=lambda process: process.create_time())
-        server.kill()
-        gone = await_none_on_port(killed_url)
-        with start_waiting(tmp_path) as second:
-            url, owned, _ = line_of(second)
-            ran = go_on(second)
-            second.communicate(timeout=60)
-        first.kill()
-    assert gone == []
-    assert owned == "True"
-    assert url != killed_url
-    assert ran == ["ran"]
-    assert await_none_on_port(url) == []
 
 
 @pytest.mark.slow

@@ -116,6 +116,7 @@ def test_the_second_on_an_output_is_refused_and_another_output_is_free(folder, s
     }
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_shows_as_crashed_once_the_next_goes_on_from_it(folder, server):
     killed = start(folder, "c.zarr", server.url)
     await_work(folder, killed)
