@@ -9,6 +9,7 @@ from flows.cluster import ClusterSpec
 from flows.cluster_start import connected
 from flows.history import DATA_DIR
 from flows.server import PrefectServer, prefect_server
+from patchworks.execution.dask import active_client
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -17,6 +18,13 @@ def history_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
     with pytest.MonkeyPatch.context() as env:
         env.setenv(DATA_DIR, str(tmp_path_factory.mktemp("data")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def no_client_is_left() -> Iterator[None]:
+    """Fail the test that leaves a client behind: all tests after it would run on its workers."""
+    yield
+    assert active_client() is None
 
 
 @pytest.fixture(scope="session")
@@ -31,5 +39,5 @@ def server(history_of_the_tests: None) -> Iterator[PrefectServer]:
 @pytest.fixture(scope="session")
 def workers(server: PrefectServer) -> Iterator[str]:
     """Two worker processes for all flows that need none of their own: their scheduler's address."""
-    with connected(ClusterSpec(n_workers=2), {}) as client:
+    with connected(ClusterSpec(n_workers=2), {"set_as_default": False}) as client:
         yield str(client.scheduler.address)

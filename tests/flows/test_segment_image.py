@@ -11,13 +11,12 @@ import psutil
 import pytest
 import tifffile
 import zarr
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from scipy import ndimage
 
 from flows import segment_image
 from patchworks import load_ome_zarr
 from patchworks.errors import InputError, SegmenterError, SourceNotFoundError, TargetExistsError
+from tests.flows.runs import task_runs
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,13 +31,7 @@ def an_image(folder: Path) -> Path:
 
 
 def latest_task_runs() -> list[tuple[str, str]]:
-    with get_client(sync_client=True) as client:
-        runs = client.read_flow_runs(limit=200)
-        latest = max(runs, key=lambda run: run.created)
-        tasks = client.read_task_runs(
-            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[latest.id]))
-        )
-    return [(task.name, task.state_name) for task in tasks]
+    return [(task.name, task.state_name) for task in task_runs()]
 
 
 @pytest.mark.usefixtures("server")
