@@ -20,9 +20,9 @@ def history_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
         yield
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def no_client_is_left() -> Iterator[None]:
-    """Fail the test that leaves a client behind: all tests after it would run on its workers."""
+    """Fail the module that leaves a client behind: all tests after it would run on its workers."""
     yield
     assert active_client() is None
 
