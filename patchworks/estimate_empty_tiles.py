@@ -12,6 +12,7 @@ from patchworks.execution.executor import ThreadExecutor, batched
 from patchworks.execution.machine import available_cores
 from patchworks.geometry.tile_shape import resolve_grid
 from patchworks.io.source import HeldArray
+from patchworks.io.tile_reader import TileReader
 from patchworks.plan import describe_image
 from patchworks.run import finite_number
 from patchworks.segmenters import otsu_threshold
@@ -69,7 +70,8 @@ def estimate_empty_tiles(
     given = finite_number("threshold", threshold)
     source = describe_image(image, channel=channel, level=level)
     if isinstance(source.stored, HeldArray) and hasattr(source.stored.array, "__dask_graph__"):
-        source = replace(source, stored=HeldArray(_Computed(source.stored.array)))
+        held = HeldArray(_Computed(source.stored.array))
+        source = replace(source, stored=held, chunks=None)
     grid = resolve_grid(
         source.shape,
         source.dtype,
@@ -80,8 +82,10 @@ def estimate_empty_tiles(
     )
     limit = otsu_threshold(source.sample()) if given is None else given
 
+    reader = TileReader(source, grid)
+
     def look(tiles: Sequence[int]) -> list[tuple[int, bool]]:
-        return [(i, is_occupied(source, grid[i], limit)) for i in tiles]
+        return [(i, is_occupied(reader.read(grid[i])[0], limit)) for i in tiles]
 
     executor = ThreadExecutor(available_cores())
     occupied = np.zeros(grid.n_tiles, bool)

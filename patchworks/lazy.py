@@ -114,7 +114,8 @@ def make_readable(plan: RunPlan, *, by_other_processes: bool) -> RunPlan:
         chunks = getattr(array, "chunks", plan.spec.grid.tile_shape)
         lazy = da.from_array(array, chunks=chunks, name=False)
         with dask.config.set(scheduler="threads"):  # no voxel of it through a scheduler
-            return with_source(plan, _into_stage(plan, lazy))
+            copy = replace(_into_stage(plan, lazy), chunks=tuple(chunks))
+            return with_source(plan, copy)
     return plan
 
 

@@ -174,4 +174,5 @@ def _with_halos(
 ) -> BlocksWithHalos:
     """Return a source that finds a tile's block by what the tile reads."""
     values = {name: getattr(source, name) for name in ImageSource.__dataclass_fields__}
-    return BlocksWithHalos(**{**values, "shape": grid.shape}, starts=starts)
+    values |= {"shape": grid.shape, "chunks": None}  # no box but a tile's own can be read
+    return BlocksWithHalos(**values, starts=starts)

@@ -7,22 +7,22 @@ Each may be run again at any time: what is done is left alone, and what is writt
 from __future__ import annotations
 
 import logging
-import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cloudpickle
 import numpy as np
 
-from patchworks.errors import Patience
+from patchworks.errors import PatchworksError, Patience
 from patchworks.io.label_image import LabelImage, LabelTarget
 from patchworks.io.record import TileRecord
 from patchworks.io.source import ImageSource
 from patchworks.io.stage import Stage, write_whole
+from patchworks.io.tile_reader import TileReader
 from patchworks.run import RunSpec
 from patchworks.segmenters import Segmenter, name_of, otsu_threshold
 from patchworks.steps import levels
@@ -30,8 +30,7 @@ from patchworks.steps.merge import Relabeling, build_relabeling, gather_region
 from patchworks.steps.occupancy import is_occupied
 from patchworks.steps.pyramid import pool_labels
 from patchworks.steps.seams import join_contact
-from patchworks.steps.segment import segment_tile
-from patchworks.steps.stage import stage_empty_tile, stage_tile
+from patchworks.tile_stream import TileOutcome, TileWork
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +38,6 @@ OCCUPANCY = "occupancy"
 PLAN_FILE = "plan.pickle"
 RECORDS_IN_MEMORY = 512
 """Records kept while seams are judged: a tile meets the tiles of the next row again."""
-
-Status = Literal["segmented", "empty", "reused"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +75,14 @@ class RunPlan:
     segmenter_digest: str
     may_replace: bool = False
 
+    @cached_property
+    def reader(self) -> TileReader:
+        """What reads the tiles of the grid, in this process."""
+        return TileReader(self.source, self.spec.grid)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "reader"}
+
     def check_target(self) -> None:
         """Raise TargetExistsError if another run's label image is there and may not be replaced.
 
@@ -88,16 +93,6 @@ class RunPlan:
     def label_image(self, relabeling: Relabeling) -> LabelImage:
         """Return the label image that the run writes."""
         return LabelImage(self.target, self.spec.pyramid, relabeling.dtype, self.fingerprint)
-
-
-@dataclass(frozen=True, slots=True)
-class TileOutcome:
-    """What became of a tile: its number of local labels, and whether it was worked on now."""
-
-    tile: int
-    n_labels: int
-    status: Status
-    seconds: float
 
 
 def save_plan(plan: RunPlan) -> None:
@@ -142,7 +137,7 @@ def sample_threshold(plan: RunPlan) -> float:
 def find_occupied(plan: RunPlan, threshold: float, tiles: Sequence[int]) -> list[tuple[int, bool]]:
     """Return for each tile whether it reads any voxel above `threshold`."""
     grid = plan.spec.grid
-    return [(i, is_occupied(plan.source, grid[i], threshold)) for i in tiles]
+    return [(i, is_occupied(plan.reader.read(grid[i])[0], threshold)) for i in tiles]
 
 
 def save_occupancy(plan: RunPlan, found: Iterable[list[tuple[int, bool]]]) -> np.ndarray:
@@ -169,7 +164,7 @@ def prepare_segmenter(segmenter: Segmenter, source: ImageSource) -> Segmenter:
 def segment_tiles(
     plan: RunPlan, tiles: Sequence[int], *, max_failures: int = 1
 ) -> list[TileOutcome]:
-    """Read, segment and stage tiles; those that are done are left alone.
+    """Read, segment and stage tiles, one function call at a time; done ones are left alone.
 
     Parameters
     ----------
@@ -186,28 +181,33 @@ def segment_tiles(
     ImageReadError, SegmenterError, StageError
         Of one of the tiles that failed, one that may heal if there is any; all are in the log.
     """
+    return list(segment_stream(plan, tiles, max_failures=max_failures))
+
+
+def segment_stream(
+    plan: RunPlan, tiles: Sequence[int], *, n_workers: int = 1, max_failures: int = 1
+) -> Iterator[TileOutcome]:
+    """Read, segment and stage tiles in this process; yield what becomes of each.
+
+    While tiles are segmented the next are read and the last are staged. Tiny tiles go through in
+    groups: a thread that hands over to another costs more than they do.
+
+    Parameters
+    ----------
+    plan, tiles, max_failures
+        As in `segment_tiles`.
+    n_workers : int
+        Function calls at a time; one is made in the calling thread.
+    """
     occupied = plan.stage.read_array(OCCUPANCY) if plan.spec.skip_empty else None
-    outcomes: list[TileOutcome] = []
+    work = TileWork(plan.spec, plan.reader, plan.segmenter, plan.stage, occupied)
     patience = Patience(max_failures)
-    for index in tiles:
+    for found in work.outcomes(tiles, n_workers):
         with patience.part():
-            outcomes.append(_segment_one(plan, index, occupied))
+            if isinstance(found, PatchworksError):
+                raise found
+            yield found
     patience.end()
-    return outcomes
-
-
-def _segment_one(plan: RunPlan, index: int, occupied: np.ndarray | None) -> TileOutcome:
-    start = time.perf_counter()
-    tile, stage = plan.spec.grid[index], plan.stage
-    status: Status = "segmented"
-    if stage.is_done(index):
-        status, n_labels = "reused", stage.read_counts(index)[0]
-    elif occupied is not None and not occupied.flat[index]:
-        status, n_labels = "empty", stage_empty_tile(stage, tile).n_labels
-    else:
-        labels = segment_tile(plan.source, tile, plan.segmenter)
-        n_labels = stage_tile(stage, plan.spec.seams, tile, labels).n_labels
-    return TileOutcome(index, n_labels, status, time.perf_counter() - start)
 
 
 def join_tiles(plan: RunPlan, tiles: Sequence[int]) -> np.ndarray:
@@ -321,6 +321,11 @@ def provenance(plan: RunPlan, n_objects: int, version: str) -> dict[str, Any]:
 def with_source(plan: RunPlan, source: ImageSource) -> RunPlan:
     """Return the plan with the image read from elsewhere, such as a copy in the stage."""
     return replace(plan, source=source)
+
+
+def with_threshold(plan: RunPlan, threshold: float) -> RunPlan:
+    """Return the plan with the intensity above which a voxel is signal."""
+    return replace(plan, spec=replace(plan.spec, empty_threshold=threshold))
 
 
 def with_segmenter(plan: RunPlan, segmenter: Segmenter) -> RunPlan:

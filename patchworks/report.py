@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from patchworks.pipeline import TileOutcome
+from patchworks.tile_stream import TileOutcome
 
 
 @dataclass
@@ -26,6 +26,14 @@ class RunReport:
         Wall time per step.
     warnings : tuple of str
         What whoever uses the labels should know.
+    n_bytes_decoded, n_bytes_needed : int
+        Bytes of the image's chunks that were decoded for the tiles segmented now, and bytes of the
+        voxels of their cores, uncompressed. The quotient is the read amplification: 1.0 where every
+        chunk was decoded once.
+    function_s : float
+        Seconds in the function, summed over its calls.
+    n_workers : int
+        Function calls at a time.
     """
 
     labels: str
@@ -36,16 +44,34 @@ class RunReport:
     n_reused: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    n_bytes_decoded: int = 0
+    n_bytes_needed: int = 0
+    function_s: float = 0.0
+    n_workers: int = 1
 
     def count(self, outcomes: Sequence[TileOutcome]) -> None:
         """Add what became of some tiles."""
         for outcome in outcomes:
+            self.n_bytes_decoded += outcome.n_bytes
+            self.n_bytes_needed += outcome.n_bytes_needed
+            self.function_s += outcome.function_s
             if outcome.status == "segmented":
                 self.n_segmented += 1
             elif outcome.status == "empty":
                 self.n_empty += 1
             else:
                 self.n_reused += 1
+
+    @property
+    def read_amplification(self) -> float | None:
+        """Bytes decoded per byte needed, or None if nothing was read."""
+        return self.n_bytes_decoded / self.n_bytes_needed if self.n_bytes_needed else None
+
+    @property
+    def busy(self) -> float | None:
+        """Share of the segmentation step in which the workers were in the function, 0 to 1."""
+        seconds = self.seconds.get("segment", 0.0) * self.n_workers
+        return min(1.0, self.function_s / seconds) if seconds and self.function_s else None
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
@@ -61,4 +87,9 @@ class RunReport:
         extra = [(self.n_empty, "empty"), (self.n_reused, "done before")]
         tiles += "".join(f", {n} {what}" for n, what in extra if n)
         steps = ", ".join(f"{name} {s:.2f} s" for name, s in self.seconds.items())
-        return f"{self.n_objects} objects in {self.labels} ({tiles}; {steps})"
+        parts = [tiles, steps]
+        if self.busy is not None:
+            parts.append(f"function {self.busy:.0%} of segment")
+        if self.read_amplification is not None:
+            parts.append(f"each voxel decoded {self.read_amplification:.1f} times")
+        return f"{self.n_objects} objects in {self.labels} ({'; '.join(parts)})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from importlib.metadata import version
@@ -11,16 +11,22 @@ from typing import Any, TypeVar
 
 from patchworks import pipeline
 from patchworks.errors import PatchworksError, TargetInUseError, TargetNotWritableError
-from patchworks.execution.executor import Batch, Executor, batched
+from patchworks.execution.executor import Batch, Executor, batched, shrinking_batches
 from patchworks.execution.progress import say, with_progress
 from patchworks.fingerprint import remember_after_run
 from patchworks.io.run_lock import RunLock, lock_path_of
 from patchworks.io.stage import Stage
 from patchworks.lazy import make_readable
-from patchworks.pipeline import RunPlan, prepare_segmenter, with_segmenter
+from patchworks.pipeline import (
+    RunPlan,
+    prepare_segmenter,
+    with_segmenter,
+    with_threshold,
+)
 from patchworks.plan import check_reachable
 from patchworks.report import RunReport
 from patchworks.steps.merge import Relabeling
+from patchworks.tile_stream import TileOutcome
 
 logger = logging.getLogger("patchworks")
 
@@ -179,20 +185,16 @@ class _Steps:
         self.progress = progress
 
     def prepare(self) -> None:
-        """Make the image readable for every worker, prepare the function, find empty tiles."""
+        """Make the image readable for every worker, prepare the function, choose what is signal."""
         with self.report.timed("prepare"):
             plan = make_readable(self.plan, by_other_processes=self.executor.crosses_processes)
             prepared = prepare_segmenter(plan.segmenter, plan.source)
-            self.plan = with_segmenter(plan, prepared)
+            plan = with_segmenter(plan, prepared)
+            if plan.spec.skip_empty:
+                plan = with_threshold(plan, pipeline.sample_threshold(plan))
+            self.plan = plan
             if self.executor.crosses_processes:
                 self.plan = pipeline.stored(self.plan)
-        if self.plan.spec.skip_empty and self.plan.stage.read_array(pipeline.OCCUPANCY) is None:
-            with self.report.timed("empty tiles"):
-                threshold = pipeline.sample_threshold(self.plan)
-                find = partial(pipeline.find_occupied, self.plan, threshold)
-                tiles = range(self.plan.spec.grid.n_tiles)
-                found = self._each(find, tiles, "find empty tiles", "tile", len)
-                pipeline.save_occupancy(self.plan, found)
 
     def segment(self) -> None:
         """Segment and stage every tile that is not done."""
@@ -200,9 +202,26 @@ class _Steps:
             done = set(self.plan.stage.done())
             todo = [i for i in range(self.report.n_tiles) if i not in done]
             self.report.n_reused += len(done)
-            segment = partial(pipeline.segment_tiles, self.plan)
-            for outcomes in self._each(segment, todo, "segment", "tile", len):
+            self.report.n_workers = self.executor.n_workers
+            for outcomes in self._segmented(todo):
                 self.report.count(outcomes)
+
+    def _segmented(self, todo: list[int]) -> Iterator[list[TileOutcome]]:
+        """Yield what becomes of tiles, in this process or by batches in others."""
+        found: Iterator[list[TileOutcome]]
+        look = None
+        if self.executor.crosses_processes:
+            segment = partial(pipeline.segment_tiles, self.plan)
+            batches = shrinking_batches(todo, self.executor.n_workers, self.executor.max_batches)
+            found, n_before = self.executor.map(segment, batches), self.report.n_tiles - len(todo)
+            look = lambda: self.plan.stage.n_done() - n_before  # noqa: E731
+        else:
+            stream = pipeline.segment_stream(self.plan, todo, n_workers=self.executor.n_workers)
+            found = ([outcome] for outcome in stream)
+        shown = self.progress and len(todo) > 0
+        return with_progress(
+            found, total=len(todo), what="segment", unit="tile", shown=shown, count=len, look=look
+        )
 
     def stitch(self) -> Relabeling:
         """Judge every seam, and number the objects."""

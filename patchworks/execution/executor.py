@@ -44,6 +44,32 @@ def batched(indices: Sequence[int], max_batches: int) -> list[list[int]]:
     return [list(indices[i : i + size]) for i in range(0, len(indices), size)]
 
 
+LONGEST_BATCH = 64
+"""Indices of a batch at most, where that does not make too many batches."""
+
+
+def shrinking_batches(
+    indices: Sequence[int], n_workers: int, max_batches: int = 10_000
+) -> list[list[int]]:
+    """Cut `indices` into batches that get smaller: long ones first, and all end together.
+
+    Neighbouring tiles share chunks, and within a batch the next tile is read ahead, so batches
+    should be long; but the last ones decide how long some workers wait for the others.
+
+    Examples
+    --------
+    >>> [len(batch) for batch in shrinking_batches(range(32), 2)]
+    [4, 4, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 1, 1, 1]
+    """
+    longest = max(LONGEST_BATCH, ceil_div(2 * len(indices), max_batches))
+    batches, start = [], 0
+    while start < len(indices):
+        size = min(longest, ceil_div(len(indices) - start, 4 * n_workers))
+        batches.append(list(indices[start : start + size]))
+        start += size
+    return batches
+
+
 @dataclass(frozen=True)
 class ThreadExecutor:
     """Threads of this process; one worker runs in the calling thread.

@@ -191,11 +191,30 @@ class TileGrid:
         inside = box.intersect(Box.whole(self.shape))
         if inside is None:
             return iter(())
-        spans = [
+        return (self[self.index(position)] for position in product(*self._spans(inside)))
+
+    def readers_of(self, box: Box) -> Iterator[int]:
+        """Yield the indices of the tiles that read voxels of `box`, halo included, in C order.
+
+        Examples
+        --------
+        >>> grid = TileGrid.regular((12,), (4,), halo=(1,))
+        >>> list(grid.readers_of(Box((3,), (4,))))
+        [0, 1]
+        """
+        whole = Box.whole(self.shape)
+        inside = box.intersect(whole)
+        if inside is None:
+            return iter(())
+        positions = product(*self._spans(inside.grow(self.halo, whole)))
+        return (self.index(position) for position in positions)
+
+    def _spans(self, box: Box) -> list[range]:
+        """Return per axis which tiles have cores that share voxels with a box of the image."""
+        return [
             range(bisect_right(edges, start) - 1, bisect_left(edges, stop))
-            for edges, start, stop in zip(self.edges, inside.start, inside.stop, strict=True)
+            for edges, start, stop in zip(self.edges, box.start, box.stop, strict=True)
         ]
-        return (self[self.index(position)] for position in product(*spans))
 
     def __len__(self) -> int:
         return self.n_tiles

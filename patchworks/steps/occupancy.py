@@ -1,14 +1,13 @@
-"""Image → which tiles hold signal."""
+"""Voxels of a tile → whether there is signal in them."""
 
 from __future__ import annotations
 
-from patchworks.geometry.grid import Tile
-from patchworks.io.source import ImageSource
+import numpy as np
 
 
-def is_occupied(source: ImageSource, tile: Tile, threshold: float) -> bool:
-    """Return whether any voxel that the tile reads, halo included, lies above `threshold`.
+def is_occupied(voxels: np.ndarray, threshold: float) -> bool:
+    """Return whether any voxel that a tile reads, halo included, lies above `threshold`.
 
     The halo counts: an object may reach into the core with nothing but its dim rim.
     """
-    return bool((source.read(tile.read) > threshold).any())
+    return bool((voxels > threshold).any())

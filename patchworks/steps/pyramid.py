@@ -57,6 +57,8 @@ def _pool_whole_cells(labels: np.ndarray, cell: tuple[int, ...]) -> np.ndarray:
     """Return the mode of every cell of an array that holds whole cells only."""
     if cell[0] == 1 and labels.ndim > 2:  # plane by plane: each fits the processor's cache
         return np.stack([_pool_whole_cells(plane, cell[1:]) for plane in labels])
+    if cell == (2, 2) and labels.dtype.itemsize in WIDER:
+        return _pool_pairs(np.ascontiguousarray(labels))
     layers = [
         np.ascontiguousarray(
             labels[tuple([slice(o, None, f) for o, f in zip(offset, cell, strict=True)])]
@@ -71,6 +73,34 @@ def _pool_whole_cells(labels: np.ndarray, cell: tuple[int, ...]) -> np.ndarray:
     if where.size:
         cells = [layer.ravel()[where] for layer in layers]
         out.ravel()[where] = _mode_of_four(*cells) if len(cells) == 4 else _mode(np.stack(cells))
+    return out
+
+
+WIDER: dict[int, np.dtype[Any]] = {
+    1: np.dtype(np.uint16),
+    2: np.dtype(np.uint32),
+    4: np.dtype(np.uint64),
+}
+"""By its bytes, what holds two labels side by side."""
+
+
+def _pool_pairs(labels: np.ndarray) -> np.ndarray:
+    """Return the mode of every 2x2 cell of a plane; two labels side by side are one integer.
+
+    Where the upper pair equals the lower, as nearly everywhere, the larger of the two labels is
+    the mode; only the other cells are looked at one by one.
+    """
+    dtype, wider = labels.dtype, WIDER[labels.dtype.itemsize]
+    shift, half = wider.type(8 * dtype.itemsize), labels.shape[1] // 2
+    pairs = labels.view(wider)
+    upper, lower = pairs[::2], pairs[1::2]
+    out: np.ndarray = np.maximum(upper.astype(dtype), (upper >> shift).astype(dtype))
+    where = np.flatnonzero(upper != lower)
+    if where.size:
+        at = where + where // half * half  # the same cell's upper pair, counted over all rows
+        a, b = pairs.ravel()[at], pairs.ravel()[at + half]
+        cells = [part.astype(dtype) for part in (a, a >> shift, b, b >> shift)]
+        out.ravel()[where] = _mode_of_four(*cells)
     return out
 
 

@@ -1,4 +1,4 @@
-"""Tile of the image → labels of the tile, as the function gives them, checked."""
+"""Tile of the image → its voxels → labels of the tile, as the function gives them, checked."""
 
 from __future__ import annotations
 
@@ -6,19 +6,38 @@ import numpy as np
 
 from patchworks.errors import ImageReadError, SegmenterError, may_heal
 from patchworks.geometry.grid import Tile
-from patchworks.io.source import ImageSource
+from patchworks.io.tile_reader import TileReader
 from patchworks.segmenters import Segmenter, name_of
 
 
-def segment_tile(source: ImageSource, tile: Tile, segmenter: Segmenter) -> np.ndarray:
+def read_tile(reader: TileReader, tile: Tile) -> tuple[np.ndarray, int]:
+    """Return the voxels that a tile reads, and the bytes of chunks that were decoded for it.
+
+    Raises
+    ------
+    ImageReadError
+        If the image cannot be read there.
+    """
+    try:
+        return reader.read(tile)
+    except Exception as error:
+        unread = ImageReadError(
+            f"tile {tile.index} at {tile.core.start}: {reader.source.name} cannot be read there "
+            f"({type(error).__name__}: {error}); repair the image, and call again"
+        )
+        unread.heals = isinstance(error, OSError)  # what cannot be decoded stays so
+        raise unread from error
+
+
+def segment_tile(voxels: np.ndarray, tile: Tile, segmenter: Segmenter) -> np.ndarray:
     """Return the labels of everything the tile reads.
 
     Parameters
     ----------
-    source : ImageSource
-        The image.
+    voxels : numpy.ndarray
+        What the tile reads, halo included; the function may work in it.
     tile : Tile
-        The tile; its halo is read and segmented too.
+        The tile.
     segmenter : callable
         The function; called once.
 
@@ -32,15 +51,6 @@ def segment_tile(source: ImageSource, tile: Tile, segmenter: Segmenter) -> np.nd
     SegmenterError
         If the function raises, or returns anything but one label per voxel.
     """
-    try:
-        voxels = source.read(tile.read)
-    except Exception as error:
-        unread = ImageReadError(
-            f"tile {tile.index} at {tile.core.start}: {source.name} cannot be read there "
-            f"({type(error).__name__}: {error}); repair the image, and call again"
-        )
-        unread.heals = isinstance(error, OSError)  # what cannot be decoded stays so
-        raise unread from error
     segment_view = getattr(segmenter, "segment_view", None)
     try:
         labels = segmenter(voxels) if segment_view is None else segment_view(voxels, tile.margins)

@@ -1,0 +1,180 @@
+"""While one item is computed, the next are read and the last are written.
+
+::
+
+    read:     | 0 | 1 | 2 |   | 3 |
+    compute:      |   0   |   1   |   2   |
+    write:                | 0 |   | 1 |
+
+Reading and writing release the interpreter's lock for most of their time, so a function that waits
+for a GPU, or holds the lock itself, does not wait for the disk as well.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import Any, Generic, TypeVar
+
+from patchworks.geometry.grid import ceil_div
+
+Item = TypeVar("Item")
+Read = TypeVar("Read")
+Computed = TypeVar("Computed")
+Result = TypeVar("Result")
+
+
+def io_threads(n_workers: int) -> int:
+    """Return how many threads read and write beside `n_workers` that compute."""
+    return max(2, ceil_div(n_workers, 2))
+
+
+def most_at_once(n_workers: int) -> int:
+    """Return how many items are held at a time at most: read ahead, computed, being written."""
+    return n_workers + 2 * io_threads(n_workers)
+
+
+def overlapped(
+    items: Iterable[Item],
+    *,
+    read: Callable[[Item], Read],
+    compute: Callable[[Read], Computed],
+    write: Callable[[Computed], Result],
+    n_workers: int = 1,
+) -> Generator[Future[Result], None, None]:
+    """Yield what becomes of each item, as it is finished: a future that is done.
+
+    Parameters
+    ----------
+    items : iterable
+        Taken one by one, about as fast as they are computed.
+    read, compute, write : callable
+        The three parts; what one raises is in the item's future.
+    n_workers : int
+        Items computed at a time. One is computed in the calling thread, for a function may bring
+        up a team of threads, or a context of the GPU, for every thread that calls it.
+
+    Notes
+    -----
+    Closing the iterator begins no further item and waits for what is at work.
+    """
+    chain = _Chain(items, read, compute, write, io_threads(n_workers))
+    with ThreadPoolExecutor(chain.n_ahead, thread_name_prefix="patchworks-io") as aside:
+        chain.begin(aside)
+        try:
+            yield from (chain.results() if n_workers == 1 else _side_by_side(chain, n_workers))
+        finally:
+            chain.stop()
+
+
+class _Chain(Generic[Item, Read, Computed, Result]):
+    """The state that all workers share: what is read ahead, what is being written."""
+
+    def __init__(
+        self,
+        items: Iterable[Item],
+        read: Callable[[Item], Read],
+        compute: Callable[[Read], Computed],
+        write: Callable[[Computed], Result],
+        n_ahead: int,
+    ) -> None:
+        self.todo = iter(items)
+        self.read = read
+        self.compute = compute
+        self.write = write
+        self.n_ahead = n_ahead
+        self.reads: deque[Future[Read]] = deque()
+        self.lock = threading.Lock()
+        self.room = threading.Semaphore(n_ahead)
+        self.stopped = False
+
+    def begin(self, aside: ThreadPoolExecutor) -> None:
+        """Read the first items in the threads of a pool."""
+        self.aside = aside
+        with self.lock:
+            self._fill()
+
+    def _fill(self) -> None:
+        while not self.stopped and len(self.reads) < self.n_ahead:
+            try:
+                item = next(self.todo)
+            except StopIteration:
+                return
+            self.reads.append(self.aside.submit(self.read, item))
+
+    def _take(self) -> Future[Read] | None:
+        """Return the item that was read first, and have another one read."""
+        with self.lock:
+            if self.stopped or not self.reads:
+                return None
+            taken = self.reads.popleft()
+            self._fill()
+            return taken
+
+    def results(self) -> Iterator[Future[Result]]:
+        """Compute items in this thread; yield those that are written."""
+        writes: deque[Future[Result]] = deque()
+        while (taken := self._take()) is not None:
+            writes.append(self._computed(taken))
+            del taken  # its voxels may go
+            while writes and writes[0].done():
+                yield writes.popleft()
+        while writes:
+            with suppress(Exception):  # whoever asks for the result is told
+                writes[0].exception()
+            yield writes.popleft()
+
+    def _computed(self, reading: Future[Read]) -> Future[Result]:
+        try:
+            computed = self.compute(reading.result())
+        except Exception as error:  # noqa: BLE001 - whoever asks for the result is told
+            failed: Future[Result] = Future()
+            failed.set_exception(error)
+            return failed
+        self.room.acquire()
+        try:
+            writing = self.aside.submit(self.write, computed)
+        except BaseException:
+            self.room.release()
+            raise
+        writing.add_done_callback(lambda _: self.room.release())
+        return writing
+
+    def stop(self) -> None:
+        """Begin no further item."""
+        with self.lock:
+            self.stopped = True
+            for reading in self.reads:
+                reading.cancel()
+            self.reads.clear()
+
+
+def _side_by_side(chain: _Chain[Any, Any, Any, Result], n_workers: int) -> Iterator[Future[Result]]:
+    """Compute in `n_workers` threads; yield what they finish."""
+    finished: SimpleQueue[Future[Result] | None] = SimpleQueue()
+
+    def work() -> None:
+        try:
+            for result in chain.results():
+                finished.put(result)
+        finally:
+            finished.put(None)
+
+    with ThreadPoolExecutor(n_workers, thread_name_prefix="patchworks") as pool:
+        working = [pool.submit(work) for _ in range(n_workers)]
+        try:
+            n_at_work = n_workers
+            while n_at_work:
+                result = finished.get()
+                if result is None:
+                    n_at_work -= 1
+                else:
+                    yield result
+        finally:
+            chain.stop()
+    for ended in working:
+        ended.result()  # an error outside the three parts is ours: let it be seen

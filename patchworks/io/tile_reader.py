@@ -1,0 +1,282 @@
+"""Tiles of an image, read so that chunks which several tiles share are decoded once.
+
+A tile reads its core and a halo, and the halo cuts into chunks that its neighbours need too: tiles
+of 64x512x512 with a halo of 16 over chunks of 32x256x256 decode each chunk about four times. What
+is decoded is therefore kept until the last tile that reads it has been read, within a budget; when
+that is spent, what is needed latest is dropped first (Belady 1966: no other rule decodes less).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
+from math import prod
+
+import numpy as np
+
+from patchworks.geometry.box import Box
+from patchworks.geometry.grid import Tile, TileGrid, ceil_div
+from patchworks.io.source import ImageSource
+
+KEPT_BYTES = 2**29
+"""Decoded bytes kept for tiles that are still to be read."""
+
+BLOCK_BYTES = 2**19
+"""Smaller chunks are kept several at a time: each piece costs some microseconds."""
+
+Position = tuple[int, ...]
+
+
+@dataclass(slots=True)
+class _Block:
+    """Chunks that are decoded, or being decoded, and the tiles that are still to read them."""
+
+    readers: set[int]
+    voxels: Future[np.ndarray] = field(default_factory=Future)
+    n_bytes: int = 0
+
+
+class TileReader:
+    """Reads the tiles of a grid, by several threads and about in order.
+
+    Parameters
+    ----------
+    source : ImageSource
+        The image.
+    grid : TileGrid
+        Its tiles.
+    kept_bytes : int
+        Decoded bytes to keep at most.
+    """
+
+    def __init__(self, source: ImageSource, grid: TileGrid, kept_bytes: int = KEPT_BYTES) -> None:
+        self.source = source
+        self.grid = grid
+        self.kept_bytes = kept_bytes
+        self._lock = threading.Lock()
+        self._blocks: dict[Position, _Block] = {}
+        self._reading: set[int] = set()
+
+    @cached_property
+    def shares_blocks(self) -> bool:
+        """Whether tiles share chunks, and it pays and is possible to keep them."""
+        chunks = self.source.chunks
+        if chunks is None or isinstance(self.source.stored.array, np.ndarray):
+            return False
+        if prod(self._block_shape) * self.source.dtype.itemsize > self.kept_bytes // 4:
+            return False
+        return any(
+            n > 1 and (halo > 0 or any(edge % chunk for edge in edges[:-1]))
+            for n, halo, edges, chunk in zip(
+                self.grid.dims, self.grid.halo, self.grid.edges, chunks, strict=True
+            )
+        )
+
+    @cached_property
+    def _block_shape(self) -> tuple[int, ...]:
+        """Extents of what is decoded at once: chunks, or several if they are tiny."""
+        chunks = self.source.chunks or self.grid.shape
+        return block_shape(chunks, self.grid.tile_shape, self.source.dtype.itemsize)
+
+    def read(self, tile: Tile) -> tuple[np.ndarray, int]:
+        """Return the voxels a tile reads, and how many bytes of chunks were decoded for it.
+
+        Returns
+        -------
+        voxels : numpy.ndarray
+            Shape ``tile.read.shape``; the caller's own.
+        n_bytes : int
+            Bytes of the image's chunks, uncompressed; 0 if another tile had it all decoded.
+        """
+        if not self.shares_blocks:
+            return self.source.read(tile.read), self._bytes_of(tile.read)
+        with self._lock:
+            self._reading.add(tile.index)
+            ours, theirs = self._claim(tile)
+        voxels = np.empty(tile.read.shape, self.source.dtype)
+        try:
+            n_bytes = sum([self._decode(span, tile, voxels) for span in boxes_of(ours)])
+            for position, block in theirs:
+                self._copy(block.voxels.result(), self._box(position), tile, voxels)
+        except BaseException as error:
+            self._give_up(ours, error)
+            raise
+        finally:
+            with self._lock:
+                self._reading.discard(tile.index)
+                self._release(tile)
+        return voxels, n_bytes
+
+    def clear(self) -> None:
+        """Drop all that is kept: no tile will be read for some time."""
+        with self._lock:
+            self._blocks = {p: b for p, b in self._blocks.items() if not b.voxels.done()}
+
+    def _claim(self, tile: Tile) -> tuple[list[Position], list[tuple[Position, _Block]]]:
+        """Return the blocks of a tile that nobody has decoded yet, and those that somebody has."""
+        ours, theirs = [], []
+        for position in self._positions(tile.read):
+            block = self._blocks.get(position)
+            if block is None:
+                readers = set(self.grid.readers_of(self._box(position)))
+                self._blocks[position] = _Block(readers)
+                ours.append(position)
+            else:
+                theirs.append((position, block))
+        return ours, theirs
+
+    def _decode(self, span: Box, tile: Tile, voxels: np.ndarray) -> int:
+        """Decode a box of blocks into a tile, and for the tiles that share them."""
+        box = self._voxels_of(span)
+        found = self.source.read(box)
+        self._copy(found, box, tile, voxels)
+        for position in product(*map(range, span.start, span.stop)):
+            block, part = self._blocks[position], self._box(position)
+            inside = found[part.relative_to(box.start).slices]
+            shared = len(block.readers - {tile.index}) > 0
+            block.n_bytes = inside.nbytes if shared else 0
+            block.voxels.set_result(inside.copy() if shared else inside)
+        return self._bytes_of(box)
+
+    def _copy(self, found: np.ndarray, box: Box, tile: Tile, voxels: np.ndarray) -> None:
+        """Copy what a tile reads of a box."""
+        common = tile.read.intersect(box)
+        if common is not None:
+            target = voxels[common.relative_to(tile.read.start).slices]
+            target[...] = found[common.relative_to(box.start).slices]
+
+    def _give_up(self, ours: list[Position], error: BaseException) -> None:
+        """Let those who wait for blocks that cannot be decoded fail as well."""
+        with self._lock:
+            for position in ours:
+                block = self._blocks[position]
+                if not block.voxels.done():
+                    block.voxels.set_exception(error)
+                    del self._blocks[position]
+
+    def _release(self, tile: Tile) -> None:
+        """Note that a tile has been read, and drop what no tile, or only a late one, will read."""
+        for position in self._positions(tile.read):
+            block = self._blocks.get(position)
+            if block is None:
+                continue
+            block.readers.discard(tile.index)
+            if not block.readers and block.voxels.done():
+                del self._blocks[position]
+        excess = sum(block.n_bytes for block in self._blocks.values()) - self.kept_bytes
+        if excess > 0:
+            self._evict(excess)
+
+    def _evict(self, excess: int) -> None:
+        first = min(self._reading, default=0)
+        by_next_use = sorted(
+            ((min((i for i in b.readers if i >= first), default=self.grid.n_tiles), position, b))
+            for position, b in self._blocks.items()
+            if b.voxels.done()
+        )
+        for _, position, block in reversed(by_next_use):
+            if excess <= 0:
+                return
+            excess -= block.n_bytes
+            del self._blocks[position]
+
+    def _positions(self, box: Box) -> Iterator[Position]:
+        """Yield the positions of the blocks that hold voxels of a box."""
+        return product(
+            *[
+                range(a // n, ceil_div(b, n))
+                for a, b, n in zip(box.start, box.stop, self._block_shape, strict=True)
+            ]
+        )
+
+    def _box(self, position: Position) -> Box:
+        return self._voxels_of(Box(position, tuple([p + 1 for p in position])))
+
+    def _voxels_of(self, span: Box) -> Box:
+        """Return the voxels of a box of blocks."""
+        return Box(
+            tuple([a * n for a, n in zip(span.start, self._block_shape, strict=True)]),
+            tuple(
+                [
+                    min(b * n, whole)
+                    for b, n, whole in zip(
+                        span.stop, self._block_shape, self.grid.shape, strict=True
+                    )
+                ]
+            ),
+        )
+
+    def _bytes_of(self, box: Box) -> int:
+        """Return the bytes of all chunks that hold voxels of a box."""
+        array = self.source.stored.array
+        if self.source.chunks is None or isinstance(array, np.ndarray):
+            return prod(box.shape) * self.source.dtype.itemsize
+        n_chunks = prod(
+            [
+                ceil_div(b, n) - a // n
+                for a, b, n in zip(box.start, box.stop, self.source.chunks, strict=True)
+            ]
+        )
+        # With all of the array's axes: a chunk that holds several channels is decoded as a whole.
+        return int(n_chunks * prod(array.chunks) * self.source.dtype.itemsize)
+
+
+def block_shape(
+    chunks: tuple[int, ...], tile_shape: tuple[int, ...], itemsize: int
+) -> tuple[int, ...]:
+    """Return a multiple of the chunks worth keeping: tiny ones are taken together.
+
+    Parameters
+    ----------
+    chunks, tile_shape : tuple of int
+        Extents in voxels.
+    itemsize : int
+        Bytes of a voxel.
+
+    Examples
+    --------
+    >>> block_shape((32, 256, 256), (64, 512, 512), 2)
+    (32, 256, 256)
+    >>> block_shape((1, 64, 64), (64, 512, 512), 2)
+    (16, 128, 128)
+    """
+    block = list(chunks)
+    while prod(block) * itemsize < BLOCK_BYTES:
+        # Half of a tile at most: what is decoded for one tile is then not much more than it needs.
+        growing = [a for a, (b, t) in enumerate(zip(block, tile_shape, strict=True)) if 4 * b <= t]
+        if not growing:
+            break
+        axis = min(growing, key=lambda a: (block[a] / tile_shape[a], -a))
+        block[axis] *= 2
+    return tuple(block)
+
+
+def boxes_of(positions: list[Position]) -> list[Box]:
+    """Return disjoint boxes that hold just these positions, each as long as it goes.
+
+    Examples
+    --------
+    >>> boxes_of([(0, 0), (0, 1), (1, 0), (1, 1), (2, 1)])
+    [Box(start=(0, 0), stop=(2, 2)), Box(start=(2, 1), stop=(3, 2))]
+    """
+    left = set(positions)
+    boxes = []
+    for start in sorted(positions):
+        if start not in left:
+            continue
+        stop = [p + 1 for p in start]
+        for axis in reversed(range(len(start))):
+            while True:
+                layer = [range(a, b) for a, b in zip(start, stop, strict=True)]
+                layer[axis] = range(stop[axis], stop[axis] + 1)
+                if not left.issuperset(product(*layer)):
+                    break
+                stop[axis] += 1
+        box = Box(start, tuple(stop))
+        left.difference_update(product(*map(range, box.start, box.stop)))
+        boxes.append(box)
+    return boxes

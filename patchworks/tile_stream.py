@@ -1,0 +1,220 @@
+"""Tiles on their way through a run: while one is segmented, the next are read, the last are staged.
+
+Tiny tiles go through in groups: a thread that hands over to another costs more than they do.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from patchworks.errors import PatchworksError
+from patchworks.execution.overlap import overlapped
+from patchworks.geometry.grid import Tile
+from patchworks.io.stage import Stage
+from patchworks.io.tile_reader import TileReader
+from patchworks.run import RunSpec
+from patchworks.segmenters import Segmenter
+from patchworks.steps.occupancy import is_occupied
+from patchworks.steps.segment import read_tile, segment_tile
+from patchworks.steps.stage import stage_empty_tile, stage_tile
+
+GROUP_S = 0.02
+GROUP_BYTES = 2**21
+MAX_GROUP = 64
+"""Tiles that together take less than so many seconds, and hold less than so many bytes, make a
+group of up to so many."""
+
+Status = Literal["segmented", "empty", "reused"]
+
+
+@dataclass(frozen=True, slots=True)
+class TileOutcome:
+    """What became of a tile.
+
+    Parameters
+    ----------
+    tile, n_labels : int
+        Its index; its number of local labels.
+    status : {"segmented", "empty", "reused"}
+        Whether it was worked on now.
+    seconds : float
+        Reading, segmenting and staging it, one after the other.
+    n_bytes : int
+        Bytes of the image's chunks that were decoded for it.
+    n_bytes_needed : int
+        Bytes of its core's voxels, if it was read.
+    function_s : float
+        Seconds in the function alone.
+    """
+
+    tile: int
+    n_labels: int
+    status: Status
+    seconds: float
+    n_bytes: int = 0
+    n_bytes_needed: int = 0
+    function_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _View:
+    """A tile on its way: what was read of it, then its labels."""
+
+    tile: Tile
+    status: Status
+    voxels: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    is_read: bool = False
+    n_labels: int = 0
+    n_bytes: int = 0
+    function_s: float = 0.0
+    seconds: float = 0.0
+
+
+Views = list[_View | PatchworksError]
+Part = TypeVar("Part")
+
+
+class TileWork:
+    """The parts of segmenting tiles: read, segment, stage. An error stays with its tile.
+
+    Parameters
+    ----------
+    spec : RunSpec
+        Tiles and seams.
+    reader : TileReader
+        Reads the image.
+    segmenter : callable
+        The function.
+    stage : Stage
+        Where tiles are staged.
+    occupied : numpy.ndarray, optional
+        Which tiles hold signal, bool on the tile grid, where that was found out before. Else, with
+        ``spec.skip_empty``, each tile is looked at when it has been read.
+    """
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        reader: TileReader,
+        segmenter: Segmenter,
+        stage: Stage,
+        occupied: np.ndarray | None = None,
+    ) -> None:
+        self.spec = spec
+        self.reader = reader
+        self.segmenter = segmenter
+        self.stage = stage
+        self.occupied = occupied
+        self.itemsize = reader.source.dtype.itemsize
+        tile_bytes = prod(spec.grid.tile_shape) * self.itemsize
+        self.max_group = max(1, min(MAX_GROUP, GROUP_BYTES // tile_bytes))
+        self.group_size = 1
+
+    def outcomes(
+        self, tiles: Sequence[int], n_workers: int
+    ) -> Iterator[TileOutcome | PatchworksError]:
+        """Yield what becomes of tiles, or the error that one of them ended with."""
+        finished = overlapped(
+            self._groups(tiles),
+            read=self._read_group,
+            compute=self._segment_group,
+            write=self._stage_group,
+            n_workers=n_workers,
+        )
+        try:
+            for group in finished:
+                yield from group.result()
+        finally:
+            finished.close()
+
+    def _groups(self, tiles: Sequence[int]) -> Iterator[Sequence[int]]:
+        """Cut tiles into groups that are handed over together: of one, unless they take no time."""
+        start = 0
+        while start < len(tiles):
+            size = self.group_size
+            yield tiles[start : start + size]
+            start += size
+
+    def _read_group(self, group: Sequence[int]) -> Views:
+        """Read what there is to be read of each tile."""
+        return [_part(self._read, index) for index in group]
+
+    def _segment_group(self, views: Views) -> Views:
+        """Call the function on each tile that was read."""
+        start = time.perf_counter()
+        done: Views = []
+        try:
+            done.extend(_part(self._segment, view) for view in views)
+        except BaseException:  # Ctrl-C: what is done is done
+            self._stage_group(done)
+            raise
+        seconds = time.perf_counter() - start
+        if seconds < GROUP_S / 2:
+            self.group_size = min(2 * len(views), self.max_group)
+        elif seconds > GROUP_S:
+            self.group_size = max(1, len(views) // 2)
+        return done
+
+    def _stage_group(self, views: Views) -> list[TileOutcome | PatchworksError]:
+        """Stage the labels of each tile, and say what became of it."""
+        return [_part(self._stage, view) for view in views]
+
+    def _read(self, index: int) -> _View:
+        start = time.perf_counter()
+        tile, stage, spec = self.spec.grid[index], self.stage, self.spec
+        if stage.is_done(index):
+            return _View(tile, "reused", n_labels=stage.read_counts(index)[0])
+        if self.occupied is not None and not self.occupied.flat[index]:
+            return _View(tile, "empty")
+        voxels, n_bytes = read_tile(self.reader, tile)
+        if spec.skip_empty and self.occupied is None and not _has_signal(voxels, spec):
+            return _View(tile, "empty", is_read=True, n_bytes=n_bytes)
+        seconds = time.perf_counter() - start
+        return _View(tile, "segmented", voxels, is_read=True, n_bytes=n_bytes, seconds=seconds)
+
+    def _segment(self, view: _View) -> _View:
+        if view.voxels is not None:
+            start = time.perf_counter()
+            view.labels = segment_tile(view.voxels, view.tile, self.segmenter)
+            view.voxels = None
+            view.function_s = time.perf_counter() - start
+        return view
+
+    def _stage(self, view: _View) -> TileOutcome:
+        start = time.perf_counter()
+        stage, tile = self.stage, view.tile
+        if view.labels is not None:
+            view.n_labels = stage_tile(stage, self.spec.seams, tile, view.labels).n_labels
+        elif view.status == "empty":
+            stage_empty_tile(stage, tile)
+        return TileOutcome(
+            tile.index,
+            view.n_labels,
+            view.status,
+            view.seconds + view.function_s + time.perf_counter() - start,
+            view.n_bytes,
+            prod(tile.core.shape) * self.itemsize if view.is_read else 0,
+            view.function_s,
+        )
+
+
+def _part(do: Callable[[Any], Part], what: _View | PatchworksError | int) -> Part | PatchworksError:
+    """Do one tile's part; its error takes the tile's place, and goes on in it."""
+    if isinstance(what, PatchworksError):
+        return what
+    try:
+        return do(what)
+    except PatchworksError as error:
+        return error
+
+
+def _has_signal(voxels: np.ndarray, spec: RunSpec) -> bool:
+    """Return whether any voxel lies above the threshold of the run, if it has one."""
+    return spec.empty_threshold is None or is_occupied(voxels, spec.empty_threshold)

@@ -1,0 +1,137 @@
+"""Laws of reading tiles that share chunks: the same voxels, decoded as rarely as memory allows."""
+
+from concurrent.futures import ThreadPoolExecutor
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+
+from patchworks.geometry.grid import TileGrid
+from patchworks.io.source import ImageSource, open_source
+from patchworks.io.tile_reader import BLOCK_BYTES, TileReader, block_shape, boxes_of
+
+SHAPE = (24, 96, 80)
+
+
+@pytest.fixture(scope="module")
+def voxels() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 60_000, SHAPE).astype("uint16")
+
+
+@pytest.fixture(params=[(8, 32, 32), (5, 7, 80), (1, 96, 80)], ids=str)
+def source(request, voxels, tmp_path: Path) -> ImageSource:
+    zarr.create_array(tmp_path / "image.zarr", data=voxels, chunks=request.param)
+    return open_source(tmp_path / "image.zarr", channel=0, level=0)
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr("patchworks.io.tile_reader.BLOCK_BYTES", 1024)
+
+
+GRIDS = [
+    TileGrid.regular(SHAPE, (8, 32, 40), (2, 4, 4)),
+    TileGrid.regular(SHAPE, (24, 20, 30), (0, 16, 3)),
+    TileGrid(((0, 3, 24), (0, 50, 96), (0, 10, 20, 80)), (1, 9, 5)),
+]
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=lambda g: str(g.tile_shape))
+@pytest.mark.parametrize("kept", [0, 40_000, 2**30])
+@pytest.mark.parametrize("n_threads", [1, 4])
+def test_tiles_are_what_the_image_holds_there(source, voxels, grid, kept, n_threads):
+    reader = TileReader(source, grid, kept)
+    with ThreadPoolExecutor(n_threads) as pool:
+        found = list(pool.map(lambda i: reader.read(grid[i]), range(grid.n_tiles)))
+    for tile, (read, _) in zip(grid, found, strict=True):
+        assert np.array_equal(read, voxels[tile.read.slices])
+        assert read.flags.writeable
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=lambda g: str(g.tile_shape))
+@pytest.mark.parametrize("n_threads", [1, 4])
+def test_with_memory_enough_every_chunk_is_decoded_once(source, grid, n_threads):
+    reader = TileReader(source, grid, 2**30)
+    array = source.stored.array
+    with ThreadPoolExecutor(n_threads) as pool:
+        n_bytes = sum(pool.map(lambda i: reader.read(grid[i])[1], range(grid.n_tiles)))
+    assert n_bytes == prod(array.cdata_shape) * prod(array.chunks) * array.dtype.itemsize
+    assert not reader._blocks, "nothing is kept that no tile will read"
+
+
+def test_less_memory_means_more_decoding_and_never_more_than_without(source):
+    grid = GRIDS[0]
+    n_bytes = [sum(bytes_decoded(source, grid, kept)) for kept in (2**30, 60_000, 30_000, 10_000)]
+    alone = sum(bytes_decoded(source, grid, 0))
+    assert n_bytes == sorted(n_bytes)
+    assert n_bytes[0] < n_bytes[-1] <= alone
+
+
+def bytes_decoded(source, grid, kept):
+    reader = TileReader(source, grid, kept)
+    for tile in grid:
+        yield reader.read(tile)[1]
+        assert sum(b.n_bytes for b in reader._blocks.values()) <= kept
+
+
+def test_aligned_tiles_without_halo_are_read_straight(source, voxels):
+    chunks = source.chunks
+    reader = TileReader(source, TileGrid.regular(SHAPE, chunks, (0, 0, 0)))
+    assert not reader.shares_blocks
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_what_cannot_be_decoded_fails_for_every_tile_that_reads_it(source, monkeypatch, n_threads):
+    grid = GRIDS[0]
+    reader = TileReader(source, grid, 2**30)
+    real, broken = ImageSource.read, grid[0].core
+
+    def read(self, box):
+        if box.intersect(broken) is not None:
+            raise OSError("bad sector")
+        return real(self, box)
+
+    monkeypatch.setattr(ImageSource, "read", read)
+
+    def attempt(index):
+        try:
+            return reader.read(grid[index])[0]
+        except OSError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(n_threads) as pool:
+        found = list(pool.map(attempt, range(grid.n_tiles)))
+    monkeypatch.undo()
+    bad = {i for i in range(grid.n_tiles) if isinstance(found[i], str)}
+    assert bad >= {t.index for t in grid if t.read.intersect(broken) is not None}
+    assert reader.read(grid[0])[0].shape == grid[0].read.shape, "once it is repaired it is read"
+
+
+@given(
+    st.tuples(*[st.integers(1, 300)] * 3),
+    st.tuples(*[st.integers(1, 600)] * 3),
+    st.sampled_from([1, 2, 4]),
+)
+def test_blocks_are_whole_chunks_no_longer_than_half_a_tile(chunks, tile_shape, itemsize):
+    block = block_shape(chunks, tile_shape, itemsize)
+    assert all(b % c == 0 for b, c in zip(block, chunks, strict=True))
+    grown = [(b, t) for b, c, t in zip(block, chunks, tile_shape, strict=True) if b > c]
+    assert all(2 * b <= t for b, t in grown)
+    if prod(chunks) * itemsize >= BLOCK_BYTES:
+        assert block == chunks
+
+
+@given(st.sets(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 4))))
+def test_boxes_partition_what_is_asked_for(positions):
+    boxes = boxes_of(sorted(positions))
+    cells = [
+        tuple(a + b for a, b in zip(box.start, at, strict=True))
+        for box in boxes
+        for at in np.ndindex(box.shape)
+    ]
+    assert len(cells) == len(positions)
+    assert set(cells) == positions
