@@ -3,7 +3,8 @@
 ::
 
     <stage>/run.json                    what the run is; written first
-    <stage>/labels/00000/00000017.zst   staged labels of tile 17: one zstd frame of a .npy file
+    <stage>/labels/00000/00000017.zst   staged labels of tile 17: a .npy file whose
+                                        voxels are one zstd frame
     <stage>/records/00000/00000017.rec  its record: tile 17 is done once this exists
     <stage>/occupancy.npy               which tiles hold signal, if the run skips empty ones
     <stage>/relabeling/                 from local to global labels
@@ -35,7 +36,7 @@ from patchworks.geometry.grid import ceil_div
 from patchworks.io.location import Location
 from patchworks.io.record import LEVEL, TileRecord, read_header
 
-FORMAT = 1
+FORMAT = 2
 PER_FOLDER = 4096
 HEADER_BYTES = 4096
 """Bytes read for a record's header alone; planes are few, headers are short."""
@@ -163,20 +164,21 @@ class Stage:
         np.lib.format.write_array_header_1_0(
             header, {"descr": labels.dtype.str, "fortran_order": False, "shape": labels.shape}
         )
-        content = np.empty(header.tell() + labels.nbytes, np.uint8)
-        content[: header.tell()] = np.frombuffer(header.getvalue(), np.uint8)
-        content[header.tell() :] = np.ascontiguousarray(labels).view(np.uint8).ravel()
-        write_whole(self._file("labels", tile, "zst"), zstd.compress(content, LEVEL, checksum=True))
+        frame = zstd.compress(np.ascontiguousarray(labels), LEVEL, checksum=True)
+        write_whole(self._file("labels", tile, "zst"), header.getvalue() + frame)
 
     def read_labels(self, tile: int) -> np.ndarray:
         """Return the staged labels of a tile, shape of its core."""
         path = self._file("labels", tile, "zst")
         try:
-            content = zstd.decompress(path.read_bytes())
-            stream = io.BytesIO(content[:256])
+            content = path.read_bytes()
+            stream = io.BytesIO(content[:HEADER_BYTES])
             np.lib.format.read_magic(stream)
             shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-            return np.frombuffer(content, dtype, offset=stream.tell()).reshape(shape)
+            labels: np.ndarray = np.empty(shape, dtype)
+            # Into memory of numpy's: it comes in huge pages, which halves the time.
+            zstd.decompress(memoryview(content)[stream.tell() :], labels)
+            return labels
         except (OSError, RuntimeError, ValueError, TypeError, SyntaxError, TokenError) as error:
             raise self._damaged(tile, path, error) from error
 

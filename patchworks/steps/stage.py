@@ -35,13 +35,13 @@ def stage_tile(stage: Stage, seams: SeamPlan, tile: Tile, labels: np.ndarray) ->
     TileRecord
         As it was written.
     """
-    dense = _dense(labels)
+    dense, largest = _dense(labels)
     planes = {
         plane.key: dense[box.relative_to(tile.read.start).slices]
         for plane, box in seams.planes(tile)
     }
     core = dense[tile.core_in_read.slices]
-    table, n_labels, n_nodes = _local_ids(core, list(planes.values()), int(dense.max()))
+    table, n_labels, n_nodes = _local_ids(core, list(planes.values()), largest)
     if n_labels:
         stage.write_labels(tile.index, _mapped(core, table.astype(smallest_unsigned(n_labels))))
     nodes = table.astype(smallest_unsigned(n_nodes))
@@ -58,14 +58,17 @@ def stage_empty_tile(stage: Stage, tile: Tile) -> TileRecord:
     return record
 
 
-def _dense(labels: np.ndarray) -> np.ndarray:
-    """Return labels whose ids are not much more than their number, so that a table can map them."""
+def _dense(labels: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return labels whose ids are not much more than their number, and the largest of them.
+
+    So few that a table can map them.
+    """
     largest = int(labels.max()) if labels.size else 0
     if largest <= DENSE * labels.size + 1024:
-        return labels
+        return labels, largest
     ids, ranks = np.unique(labels, return_inverse=True)
-    ranks = ranks.reshape(labels.shape)
-    return ranks if ids[0] == 0 else ranks + 1
+    ranks = ranks.reshape(labels.shape) + (ids[0] != 0)
+    return ranks, int(ranks.max())
 
 
 def _local_ids(
@@ -73,8 +76,8 @@ def _local_ids(
 ) -> tuple[np.ndarray, int, int]:
     """Return the table id -> local id, the number of labels in the core, and that of all nodes."""
     owned = np.zeros(largest + 1, bool)
-    for part in core:  # part by part: the index fits the processor's cache
-        owned[part] = True
+    for part in core:
+        owned[_first_of_runs(part)] = True
     seen = np.zeros(largest + 1, bool)
     for plane in planes:
         seen[plane] = True
@@ -85,6 +88,13 @@ def _local_ids(
     table[owned] = np.arange(1, n_labels + 1)
     table[halo_only] = np.arange(n_labels + 1, n_labels + n_halo + 1)
     return table, n_labels, n_labels + n_halo
+
+
+def _first_of_runs(labels: np.ndarray) -> np.ndarray:
+    """Return the label of every run of equal ones: all labels there are, and not every voxel's."""
+    flat = np.ascontiguousarray(labels).ravel()
+    starts = np.flatnonzero(flat[1:] != flat[:-1])
+    return np.append(flat[starts + 1], flat[:1])
 
 
 def _mapped(labels: np.ndarray, table: np.ndarray) -> np.ndarray:
