@@ -30,7 +30,7 @@ Result = TypeVar("Result")
 
 def io_threads(n_workers: int) -> int:
     """Return how many threads read and write beside `n_workers` that compute."""
-    return max(2, ceil_div(n_workers, 2))
+    return max(3, ceil_div(n_workers, 2))
 
 
 def most_at_once(n_workers: int) -> int:

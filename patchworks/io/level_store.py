@@ -26,6 +26,7 @@ from zarr.codecs import BloscCodec, ZstdCodec
 from patchworks.geometry.box import Box
 from patchworks.geometry.grid import ceil_div
 from patchworks.geometry.pyramid import PyramidPlan
+from patchworks.io.chunk_writer import ChunkWriter
 from patchworks.io.location import Location, ZarrArray, open_array, open_group
 from patchworks.io.ngff import Version
 from patchworks.io.source import NOT_ZARR
@@ -38,6 +39,9 @@ PARTIAL_KEY = "patchworks-partial"
 Codec = Literal["zstd", "blosc"]
 """How chunks are compressed: zstd is smallest and fastest on labels; blosc (zstd after shuffling
 bytes) on intensities, whose high bytes hardly change: a fifth smaller and twice as fast."""
+
+
+ZSTD_LEVEL = 1
 
 
 @dataclass(frozen=True)
@@ -103,13 +107,13 @@ class LevelStore:
         if self.version == "0.4":
             shuffle = numcodecs.Blosc.SHUFFLE
             old: dict[Codec, Any] = {
-                "zstd": numcodecs.Zstd(level=1),
+                "zstd": numcodecs.Zstd(level=ZSTD_LEVEL),
                 "blosc": numcodecs.Blosc(cname="zstd", clevel=1, shuffle=shuffle),
             }
             separator = {"name": "v2", "separator": "/"}
             return {"compressors": old[self.codec], "chunk_key_encoding": separator}
         new: dict[Codec, Any] = {
-            "zstd": ZstdCodec(level=1),
+            "zstd": ZstdCodec(level=ZSTD_LEVEL),
             "blosc": BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=size),
         }
         return {"compressors": new[self.codec], "dimension_names": list(self.axis_names)}
@@ -141,8 +145,20 @@ class LevelStore:
             for level in range(self.pyramid.n_levels)
         ]
 
+    @functools.cached_property
+    def _writers(self) -> list[ChunkWriter] | None:
+        """What writes the levels without zarr, where that is possible."""
+        plain = self.codec == "zstd" and self.pyramid.shards is None
+        if not (plain and self.building.is_local and ChunkWriter.suits(self.dtype)):
+            return None
+        folder = self.building.path
+        return [
+            ChunkWriter(array, folder / str(level), ZSTD_LEVEL)
+            for level, array in enumerate(self.levels)
+        ]
+
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "levels"}
+        return {k: v for k, v in self.__dict__.items() if k not in ("levels", "_writers")}
 
     def write(self, level: int, box: Box, voxels: np.ndarray) -> None:
         """Write voxels, which hold whole stored objects, to a level; empty ones make no file.
@@ -150,6 +166,9 @@ class LevelStore:
         What a kill cut off is removed first: a chunk at the end of an axis is read before it is
         written, which fails for half a file.
         """
+        if self._writers is not None:
+            self._writers[level].write(box, voxels)
+            return
         if self.building.is_local:  # object stores put whole objects
             remove_chunks(self.levels[level], self.building.path / str(level), [box])
         self.levels[level][box.slices] = voxels

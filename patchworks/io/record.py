@@ -23,6 +23,12 @@ LEVEL = 1
 """zstd's fastest level: on labels it is both smaller and quicker than blosc."""
 
 
+LABELS = "labels"
+"""Name among the planes of a tiny tile's staged labels: one file is half as dear as two."""
+
+TINY_BYTES = 2**15
+
+
 def smallest_unsigned(largest: int) -> np.dtype:
     """Return the smallest unsigned dtype that holds `largest`.
 
@@ -48,7 +54,8 @@ class TileRecord:
         Local labels up to n_nodes appear in the seam planes; those above n_labels lie in the halo
         only and own no voxel here, but carry an object from one neighbour to the next.
     planes : mapping of str to numpy.ndarray
-        Local labels on each side's seam planes; a side with nothing on it has none.
+        Local labels on each side's seam planes; a side with nothing on it has none. And of a tiny
+        tile its staged labels.
     """
 
     tile: int

@@ -5,6 +5,7 @@
     <stage>/run.json                    what the run is; written first
     <stage>/labels/00000/00000017.zst   staged labels of tile 17: a .npy file whose
                                         voxels are one zstd frame
+                                        (those of a tiny tile are in its record)
     <stage>/records/00000/00000017.rec  its record: tile 17 is done once this exists
     <stage>/occupancy.npy               which tiles hold signal, if the run skips empty ones
     <stage>/relabeling/                 from local to global labels
@@ -34,7 +35,7 @@ from numcodecs import zstd
 from patchworks.errors import StageError, TargetNotWritableError
 from patchworks.geometry.grid import ceil_div
 from patchworks.io.location import Location
-from patchworks.io.record import LEVEL, TileRecord, read_header
+from patchworks.io.record import LABELS, LEVEL, TileRecord, read_header
 
 FORMAT = 2
 PER_FOLDER = 4096
@@ -44,7 +45,7 @@ HEADER_BYTES = 4096
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that it is there as a whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = Path(f"{path.parent}/.{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(content)
         temporary.replace(path)
@@ -139,7 +140,8 @@ class Stage:
         return Location(str(self.root / "image.zarr"))
 
     def _file(self, kind: str, tile: int, ending: str) -> Path:
-        return self.root / kind / f"{tile // PER_FOLDER:05d}" / f"{tile:08d}.{ending}"
+        # One string, not five paths: this is asked several times for every tile.
+        return Path(f"{self.root}/{kind}/{tile // PER_FOLDER:05d}/{tile:08d}.{ending}")
 
     def is_done(self, tile: int) -> bool:
         """Return whether the tile's record exists."""
@@ -171,6 +173,8 @@ class Stage:
         """Return the staged labels of a tile, shape of its core."""
         path = self._file("labels", tile, "zst")
         try:
+            if not path.exists() and (small := self._labels_in_record(tile)) is not None:
+                return small
             content = path.read_bytes()
             stream = io.BytesIO(content[:HEADER_BYTES])
             np.lib.format.read_magic(stream)
@@ -181,6 +185,9 @@ class Stage:
             return labels
         except (OSError, RuntimeError, ValueError, TypeError, SyntaxError, TokenError) as error:
             raise self._damaged(tile, path, error) from error
+
+    def _labels_in_record(self, tile: int) -> np.ndarray | None:
+        return self.read_record(tile).planes.get(LABELS) if self.is_done(tile) else None
 
     def write_record(self, record: TileRecord) -> None:
         """Mark a tile as done."""

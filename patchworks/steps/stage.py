@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from patchworks.geometry.grid import Tile
 from patchworks.geometry.seam import SeamPlan
-from patchworks.io.record import TileRecord, smallest_unsigned
+from patchworks.io.record import LABELS, TINY_BYTES, TileRecord, smallest_unsigned
 from patchworks.io.stage import Stage
 
 DENSE = 4
 """Ids up to this many times the voxels go through a table; larger ones are ranked first."""
+
+
+SMALL = 2**16
+"""Voxels of an array that fits the processor's cache."""
 
 
 def stage_tile(stage: Stage, seams: SeamPlan, tile: Tile, labels: np.ndarray) -> TileRecord:
@@ -42,10 +48,14 @@ def stage_tile(stage: Stage, seams: SeamPlan, tile: Tile, labels: np.ndarray) ->
     }
     core = dense[tile.core_in_read.slices]
     table, n_labels, n_nodes = _local_ids(core, list(planes.values()), largest)
-    if n_labels:
-        stage.write_labels(tile.index, _mapped(core, table.astype(smallest_unsigned(n_labels))))
     nodes = table.astype(smallest_unsigned(n_nodes))
     kept = {key: nodes[plane] for key, plane in planes.items() if plane.any()}
+    if n_labels:
+        staged = _mapped(core, table.astype(smallest_unsigned(n_labels)))
+        if staged.nbytes <= TINY_BYTES:
+            kept[LABELS] = staged
+        else:
+            stage.write_labels(tile.index, staged)
     record = TileRecord(tile.index, n_labels, n_nodes, kept)
     stage.write_record(record)
     return record
@@ -76,7 +86,7 @@ def _local_ids(
 ) -> tuple[np.ndarray, int, int]:
     """Return the table id -> local id, the number of labels in the core, and that of all nodes."""
     owned = np.zeros(largest + 1, bool)
-    for part in core:
+    for part in _parts(core):
         owned[_first_of_runs(part)] = True
     seen = np.zeros(largest + 1, bool)
     for plane in planes:
@@ -100,6 +110,14 @@ def _first_of_runs(labels: np.ndarray) -> np.ndarray:
 def _mapped(labels: np.ndarray, table: np.ndarray) -> np.ndarray:
     """Return ``table[labels]``, part by part."""
     out = np.empty(labels.shape, table.dtype)
-    for part, target in zip(labels, out, strict=True):
+    for part, target in zip(_parts(labels), _parts(out), strict=True):
         np.take(table, part, out=target, mode="clip")
     return out
+
+
+def _parts(array: np.ndarray) -> Iterable[np.ndarray]:
+    """Return the parts along the first axis, or the whole if it is small or has but two axes.
+
+    Parts fit the processor's cache; each has its price.
+    """
+    return (array,) if array.ndim < 3 or array.size <= SMALL else array

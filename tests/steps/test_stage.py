@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from patchworks.geometry.grid import Tile, TileGrid
 from patchworks.geometry.seam import SeamPlan
-from patchworks.io.record import TileRecord, smallest_unsigned
+from patchworks.io.record import LABELS, TileRecord, smallest_unsigned
 from patchworks.io.stage import Stage
 from patchworks.steps.stage import stage_empty_tile, stage_tile
 from tests.strategies import grids, label_images
@@ -125,7 +125,7 @@ def test_a_side_with_nothing_on_it_keeps_no_plane(drawn):
     seams, tile, labels = drawn
     _, record = staged(*drawn)
     expected = {key for key, plane in planes_of(seams, tile, labels).items() if plane.any()}
-    assert set(record.planes) == expected
+    assert set(record.planes) - {LABELS} == expected
 
 
 @laws
@@ -133,8 +133,9 @@ def test_a_side_with_nothing_on_it_keeps_no_plane(drawn):
 def test_staged_labels_have_the_smallest_dtype_that_holds_them(drawn):
     core, record = staged(*drawn)
     assert core.dtype == smallest_unsigned(record.n_labels)
-    for plane in record.planes.values():
-        assert plane.dtype == smallest_unsigned(record.n_nodes)
+    for key, plane in record.planes.items():
+        n_ids = record.n_labels if key == LABELS else record.n_nodes
+        assert plane.dtype == smallest_unsigned(n_ids)
 
 
 @pytest.mark.parametrize(
@@ -225,6 +226,7 @@ def test_a_tile_that_is_left_out_is_done_and_holds_nothing(stage):
 
 
 def test_the_record_is_written_after_the_labels(stage, monkeypatch):
+    monkeypatch.setattr("patchworks.steps.stage.TINY_BYTES", 0)
     written = []
     for name in ("write_labels", "write_record"):
         write = getattr(Stage, name)
@@ -239,6 +241,8 @@ def test_the_record_is_written_after_the_labels(stage, monkeypatch):
 
 
 def test_a_tile_whose_labels_could_not_be_written_is_not_done(stage, monkeypatch):
+    monkeypatch.setattr("patchworks.steps.stage.TINY_BYTES", 0)
+
     def disk_is_full(self, tile, labels):
         raise OSError(28, "No space left on device")
 
@@ -258,10 +262,24 @@ def test_staging_a_tile_again_writes_the_same_bytes(stage):
     assert contents[0] == contents[1]
 
 
-def test_staging_a_tile_leaves_no_temporary_file(stage):
+def test_staging_a_tile_leaves_no_temporary_file(stage, monkeypatch):
+    stage_tile(stage, SEAMS, TILE, np.ones(TILE.read.shape, int))
+    found = sorted(path.name for path in stage.root.rglob("*") if path.is_file())
+    assert found == ["00000000.rec", "run.json"], "the labels of a tiny tile are in its record"
+    monkeypatch.setattr("patchworks.steps.stage.TINY_BYTES", 0)
     stage_tile(stage, SEAMS, TILE, np.ones(TILE.read.shape, int))
     found = sorted(path.name for path in stage.root.rglob("*") if path.is_file())
     assert found == ["00000000.rec", "00000000.zst", "run.json"]
+
+
+@pytest.mark.parametrize("tiny_bytes", [0, 2**15])
+def test_staged_labels_are_read_wherever_they_are(stage, monkeypatch, tiny_bytes):
+    monkeypatch.setattr("patchworks.steps.stage.TINY_BYTES", tiny_bytes)
+    labels = np.arange(40).reshape(TILE.read.shape)
+    stage_tile(stage, SEAMS, TILE, labels)
+    staged = stage.read_labels(TILE.index)
+    assert np.array_equal(np.unique(staged), np.arange(staged.max() + 1)[staged.min() :])
+    assert staged.shape == TILE.core.shape
 
 
 def test_the_record_that_is_returned_is_the_one_that_was_written(stage):
