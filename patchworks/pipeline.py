@@ -22,7 +22,7 @@ from patchworks.io.label_image import LabelImage, LabelTarget
 from patchworks.io.record import TileRecord
 from patchworks.io.source import ImageSource
 from patchworks.io.stage import Stage, write_whole
-from patchworks.io.tile_reader import TileReader
+from patchworks.io.tile_reader import KEPT_BYTES, TileReader
 from patchworks.run import RunSpec
 from patchworks.segmenters import Segmenter, name_of, otsu_threshold
 from patchworks.steps import levels
@@ -62,6 +62,8 @@ class RunPlan:
         What messages and metadata call the function, and what stands for it.
     may_replace : bool
         Whether a label image that another run made may be replaced.
+    kept_bytes : int
+        Decoded bytes that each process keeps for tiles that share them.
     """
 
     spec: RunSpec
@@ -74,11 +76,12 @@ class RunPlan:
     segmenter_name: str
     segmenter_digest: str
     may_replace: bool = False
+    kept_bytes: int = KEPT_BYTES
 
     @cached_property
     def reader(self) -> TileReader:
         """What reads the tiles of the grid, in this process."""
-        return TileReader(self.source, self.spec.grid)
+        return TileReader(self.source, self.spec.grid, self.kept_bytes)
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "reader"}

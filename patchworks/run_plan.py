@@ -10,8 +10,10 @@ from importlib.metadata import version
 from typing import Any, TypeVar
 
 from patchworks import pipeline
+from patchworks.engine import Engine, segmented
 from patchworks.errors import PatchworksError, TargetInUseError, TargetNotWritableError
-from patchworks.execution.executor import Batch, Executor, batched, shrinking_batches
+from patchworks.execution.executor import Batch, Executor, ThreadExecutor, batched
+from patchworks.execution.machine import available_cores
 from patchworks.execution.progress import say, with_progress
 from patchworks.fingerprint import remember_after_run
 from patchworks.io.run_lock import RunLock, lock_path_of
@@ -40,6 +42,7 @@ def run_plan(
     progress: bool = True,
     keep_stage: bool = False,
     resume: bool = True,
+    engine: Engine = "auto",
 ) -> RunReport:
     """Carry out a plan; return at once if its label image is there already.
 
@@ -51,7 +54,7 @@ def run_plan(
         What runs the batches.
     progress : bool
         Show bars and, at the end, what was done.
-    keep_stage, resume : bool
+    keep_stage, resume, engine
         As in `patchworks.tile_process`.
 
     Raises
@@ -76,7 +79,7 @@ def run_plan(
             plan.stage.remove()
         open_stage(plan)
         report = RunReport(str(plan.target.location), plan.spec.grid.n_tiles)
-        _take_steps(_Steps(plan, executor, report, lock, progress))
+        _take_steps(_Steps(plan, executor, report, lock, progress=progress, engine=engine))
         if not keep_stage:
             plan.stage.remove()
     logger.info("%s", report)
@@ -176,13 +179,19 @@ class _Steps:
         executor: Executor,
         report: RunReport,
         lock: RunLock,
+        *,
         progress: bool,
+        engine: Engine,
     ) -> None:
         self.plan = plan
         self.executor = executor
+        # The number of function calls at a time is limited for the function's sake: its memory, its
+        # GPU. What comes after it takes the whole machine.
+        self.others = executor if executor.crosses_processes else ThreadExecutor(available_cores())
         self.report = report
         self.lock = lock
         self.progress = progress
+        self.engine: Engine = engine
 
     def prepare(self) -> None:
         """Make the image readable for every worker, prepare the function, choose what is signal."""
@@ -207,20 +216,15 @@ class _Steps:
                 self.report.count(outcomes)
 
     def _segmented(self, todo: list[int]) -> Iterator[list[TileOutcome]]:
-        """Yield what becomes of tiles, in this process or by batches in others."""
-        found: Iterator[list[TileOutcome]]
-        look = None
-        if self.executor.crosses_processes:
-            segment = partial(pipeline.segment_tiles, self.plan)
-            batches = shrinking_batches(todo, self.executor.n_workers, self.executor.max_batches)
-            found, n_before = self.executor.map(segment, batches), self.report.n_tiles - len(todo)
-            look = lambda: self.plan.stage.n_done() - n_before  # noqa: E731
-        else:
-            stream = pipeline.segment_stream(self.plan, todo, n_workers=self.executor.n_workers)
-            found = ([outcome] for outcome in stream)
-        shown = self.progress and len(todo) > 0
+        n_before = self.report.n_tiles - len(todo)
         return with_progress(
-            found, total=len(todo), what="segment", unit="tile", shown=shown, count=len, look=look
+            segmented(self.plan, todo, self.executor, self.engine),
+            total=len(todo),
+            what="segment",
+            unit="tile",
+            shown=self.progress and len(todo) > 0,
+            count=len,
+            look=lambda: self.plan.stage.n_done() - n_before,
         )
 
     def stitch(self) -> Relabeling:
@@ -228,8 +232,8 @@ class _Steps:
         with self.report.timed("stitch"):
             join = partial(pipeline.join_tiles, self.plan)
             tiles = range(self.report.n_tiles)
-            batches = batched(tiles, 4 * self.executor.n_workers)
-            joins = list(self.executor.map(join, batches))
+            batches = batched(tiles, 4 * self.others.n_workers)
+            joins = list(self.others.map(join, batches))
             relabeling = pipeline.relabel(self.plan, joins)
         self.report.n_objects = relabeling.n_objects
         return relabeling
@@ -263,10 +267,10 @@ class _Steps:
         unit: str,
         count: Callable[[Any], int],
     ) -> list[Result]:
-        batches = batched(indices, self.executor.max_batches)
+        batches = batched(indices, self.others.max_batches)
         return list(
             with_progress(
-                self.executor.map(fn, batches),
+                self.others.map(fn, batches),
                 total=len(indices),
                 what=what,
                 unit=unit,

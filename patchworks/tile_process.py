@@ -8,6 +8,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 
+from patchworks.engine import Engine, check_engine
 from patchworks.execution.cluster import visible_gpus
 from patchworks.execution.dask import choose_executor
 from patchworks.geometry.tile_shape import TileShapeRule
@@ -29,6 +30,7 @@ def tile_process(
     level: int = 0,
     use_gpu: bool = False,
     max_workers: int | None = None,
+    engine: Engine = "auto",
     progress: bool = True,
     write_to: PathLike | None = None,
     output_component: str = "labels",
@@ -69,7 +71,11 @@ def tile_process(
     use_gpu : bool
         The function uses a GPU: one tile at a time, "auto" tiles from the GPU's free memory.
     max_workers : int, optional
-        Threads; one per core by default. With an active Dask client its workers are used instead.
+        Function calls at a time; one per core by default. All else uses every core.
+    engine : {"auto", "threads", "processes"}
+        Where the function is called. "auto": in threads, until the first tiles show that it holds
+        the interpreter's lock, as pure Python does; then in worker processes, started for it and
+        ended after it. With an active Dask client its workers are used whatever is said here.
     progress : bool
         Show bars, and a summary at the end.
     write_to : path or URL, optional
@@ -143,9 +149,12 @@ def tile_process(
         connectivity=connectivity,
         overwrite=overwrite,
     )
+    check_engine(engine)
+    if use_gpu and engine == "auto":  # processes would share the GPU's memory
+        engine = "threads"
     executor = choose_executor(_n_workers(max_workers, use_gpu))
     plan = plan_run(image, fn, options)
-    run_plan(plan, executor, progress=progress, keep_stage=keep_stage, resume=resume)
+    run_plan(plan, executor, progress=progress, keep_stage=keep_stage, resume=resume, engine=engine)
     return lazy_array(plan.target.location, "0")
 
 

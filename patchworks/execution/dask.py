@@ -7,8 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from patchworks.errors import ClientError, PatchworksError, portable
-from patchworks.execution.executor import Batch, Executor, Result, ThreadExecutor
+from patchworks.errors import ClientError
+from patchworks.execution.executor import (
+    Batch,
+    Executor,
+    Result,
+    ThreadExecutor,
+    run_portably,
+)
 from patchworks.execution.machine import available_cores
 
 LOST_WORKER = (
@@ -40,7 +46,7 @@ class DaskExecutor:
         """Yield the result of each batch as it comes; an error cancels the rest."""
         from distributed import KilledWorker, as_completed
 
-        futures = [self.client.submit(_run, fn, batch, pure=False) for batch in batches]
+        futures = [self.client.submit(run_portably, fn, batch, pure=False) for batch in batches]
         try:
             for future in as_completed(futures):
                 yield future.result()
@@ -49,15 +55,6 @@ class DaskExecutor:
             raise ClientError(LOST_WORKER.format(key=error.task)) from error
         finally:
             self.client.cancel(futures)
-
-
-def _run(fn: Callable[[Batch], Result], batch: Batch) -> Result:
-    """Run a batch in a worker; an error of patchworks' own arrives whatever caused it."""
-    try:
-        return fn(batch)
-    except PatchworksError as error:
-        failure = portable(error)
-    raise failure
 
 
 def active_client() -> Any | None:

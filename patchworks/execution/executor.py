@@ -7,6 +7,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from patchworks.errors import PatchworksError, portable
 from patchworks.geometry.grid import ceil_div
 
 Result = TypeVar("Result")
@@ -30,6 +31,15 @@ class Executor(Protocol):
 
     def map(self, fn: Callable[[Batch], Result], batches: Sequence[Batch]) -> Iterator[Result]:
         """Yield the result of each batch as it comes; the first error ends the rest."""
+
+
+def run_portably(fn: Callable[[Batch], Result], batch: Batch) -> Result:
+    """Run a batch in another process; an error of patchworks' own arrives whatever caused it."""
+    try:
+        return fn(batch)
+    except PatchworksError as error:
+        failure = portable(error)
+    raise failure
 
 
 def batched(indices: Sequence[int], max_batches: int) -> list[list[int]]:

@@ -1,0 +1,125 @@
+"""Which engine segments the tiles of a run: threads, worker processes, or a Dask cluster.
+
+Threads share what they decode and start at once, and most functions leave the interpreter's lock
+while they compute. One that holds it runs on one core whatever the threads: such functions go to
+worker processes.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from typing import Literal
+
+import cloudpickle
+
+from patchworks import pipeline
+from patchworks.errors import InputError, PatchworksError
+from patchworks.execution.executor import Executor, shrinking_batches
+from patchworks.execution.interpreter_lock import LockWatch
+from patchworks.execution.processes import START_S, ProcessExecutor
+from patchworks.lazy import make_readable
+from patchworks.pipeline import RunPlan
+from patchworks.plan import check_reachable
+from patchworks.tile_stream import TileOutcome
+
+logger = logging.getLogger("patchworks")
+
+Engine = Literal["auto", "threads", "processes"]
+ENGINES: tuple[Engine, ...] = ("auto", "threads", "processes")
+
+WATCH_S = 0.3
+"""Seconds of work to watch before it is said whether a function holds the lock."""
+
+Outcomes = Iterator[list[TileOutcome]]
+
+
+def check_engine(engine: object) -> None:
+    """Raise InputError if there is no such engine."""
+    if engine not in ENGINES:
+        raise InputError(f"engine={engine!r}: expected one of {ENGINES}")
+
+
+def segmented(plan: RunPlan, todo: list[int], executor: Executor, engine: Engine) -> Outcomes:
+    """Yield what becomes of tiles, on the engine that suits the function.
+
+    Parameters
+    ----------
+    plan : RunPlan
+        The run, readable on `executor`.
+    todo : list of int
+        Indices of the tiles.
+    executor : Executor
+        Threads, or an active Dask cluster, which is used whatever `engine` says.
+    engine : {"auto", "threads", "processes"}
+        "auto": threads, until the first tiles show that worker processes are faster.
+    """
+    if executor.crosses_processes:
+        yield from _in_batches(plan, todo, executor)
+    elif engine == "processes":
+        yield from _in_processes(plan, todo, executor.n_workers)
+    elif engine == "threads" or executor.n_workers == 1 or len(todo) < 2 * executor.n_workers:
+        yield from _in_threads(plan, todo, executor.n_workers)
+    else:
+        yield from _watched(plan, todo, executor.n_workers)
+
+
+def _in_batches(plan: RunPlan, todo: list[int], executor: Executor) -> Outcomes:
+    segment = partial(pipeline.segment_tiles, plan)
+    batches = shrinking_batches(todo, executor.n_workers, executor.max_batches)
+    yield from executor.map(segment, batches)
+
+
+def _in_threads(plan: RunPlan, todo: list[int], n_workers: int) -> Outcomes:
+    for outcome in pipeline.segment_stream(plan, todo, n_workers=n_workers):
+        yield [outcome]
+
+
+def _in_processes(plan: RunPlan, todo: list[int], n_workers: int) -> Outcomes:
+    plan.reader.clear()
+    check_reachable(plan)
+    plan = make_readable(plan, by_other_processes=True)
+    plan = pipeline.stored(replace(plan, kept_bytes=plan.kept_bytes // n_workers))
+    yield from _in_batches(plan, todo, ProcessExecutor(n_workers))
+
+
+def _watched(plan: RunPlan, todo: list[int], n_workers: int) -> Outcomes:
+    """Segment the first tiles on threads and watch the lock; then do the rest where it is faster.
+
+    What is looked at are real tiles, whose labels are kept.
+    """
+    start, n_done, size = time.perf_counter(), 0, n_workers
+    with LockWatch() as watch:
+        while n_done < len(todo) and time.perf_counter() - start < WATCH_S:
+            yield from _in_threads(plan, todo[n_done : n_done + size], n_workers)
+            n_done, size = n_done + size, 2 * size
+    rest = todo[n_done:]
+    left_s = (time.perf_counter() - start) / max(1, n_done) * len(rest)
+    is_faster = watch.is_held and left_s * (1 - 1 / n_workers) > START_S
+    if is_faster and _can_leave(plan):
+        logger.info(
+            "segment: %r holds the interpreter's lock for %.0f %% of its time: the other %d tiles "
+            "(%.0f s on threads) go to %d worker processes",
+            plan.segmenter_name, 100 * watch.share, len(rest), left_s, n_workers,
+        )  # fmt: skip
+        yield from _in_processes(plan, rest, n_workers)
+    elif rest:
+        logger.info(
+            "segment: %r holds the interpreter's lock for %.0f %% of its time: threads",
+            plan.segmenter_name, 100 * watch.share,
+        )  # fmt: skip
+        yield from _in_threads(plan, rest, n_workers)
+
+
+def _can_leave(plan: RunPlan) -> bool:
+    """Whether the function can be sent to other processes, and they see where the labels go."""
+    with suppress(Exception):  # what cannot be pickled says so in many ways
+        cloudpickle.dumps(plan.segmenter)
+        with suppress(PatchworksError):
+            check_reachable(plan)
+            return True
+    return False
