@@ -18,6 +18,7 @@ import cloudpickle
 import numpy as np
 
 from patchworks.errors import PatchworksError, Patience
+from patchworks.execution.machine import Memory
 from patchworks.io.label_image import LabelImage, LabelTarget
 from patchworks.io.record import TileRecord
 from patchworks.io.source import ImageSource
@@ -64,6 +65,8 @@ class RunPlan:
         Whether a label image that another run made may be replaced.
     kept_bytes : int
         Decoded bytes that each process keeps for tiles that share them.
+    n_ahead : int, optional
+        Tiles read ahead in each process; by default it depends on the number of workers.
     """
 
     spec: RunSpec
@@ -77,11 +80,13 @@ class RunPlan:
     segmenter_digest: str
     may_replace: bool = False
     kept_bytes: int = KEPT_BYTES
+    n_ahead: int | None = None
 
     @cached_property
     def reader(self) -> TileReader:
         """What reads the tiles of the grid, in this process."""
-        return TileReader(self.source, self.spec.grid, self.kept_bytes)
+        share = Memory.of_this_process().limit_bytes // 8  # of a small worker
+        return TileReader(self.source, self.spec.grid, min(self.kept_bytes, share))
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "reader"}
@@ -205,7 +210,7 @@ def segment_stream(
     occupied = plan.stage.read_array(OCCUPANCY) if plan.spec.skip_empty else None
     work = TileWork(plan.spec, plan.reader, plan.segmenter, plan.stage, occupied)
     patience = Patience(max_failures)
-    for found in work.outcomes(tiles, n_workers):
+    for found in work.outcomes(tiles, n_workers, plan.n_ahead):
         with patience.part():
             if isinstance(found, PatchworksError):
                 raise found

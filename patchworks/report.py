@@ -34,6 +34,8 @@ class RunReport:
         Seconds in the function, summed over its calls.
     n_workers : int
         Function calls at a time.
+    projected_bytes : int
+        Memory that the run was planned with, at its peak; 0 where it runs in other processes.
     """
 
     labels: str
@@ -48,6 +50,7 @@ class RunReport:
     n_bytes_needed: int = 0
     function_s: float = 0.0
     n_workers: int = 1
+    projected_bytes: int = 0
 
     def count(self, outcomes: Sequence[TileOutcome]) -> None:
         """Add what became of some tiles."""
@@ -92,4 +95,6 @@ class RunReport:
             parts.append(f"function {self.busy:.0%} of segment")
         if self.read_amplification is not None:
             parts.append(f"each voxel decoded {self.read_amplification:.1f} times")
+        if self.projected_bytes:
+            parts.append(f"up to {self.projected_bytes / 2**30:.1f} GiB of memory")
         return f"{self.n_objects} objects in {self.labels} ({'; '.join(parts)})"

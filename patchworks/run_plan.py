@@ -13,12 +13,13 @@ from patchworks import pipeline
 from patchworks.engine import Engine, segmented
 from patchworks.errors import PatchworksError, TargetInUseError, TargetNotWritableError
 from patchworks.execution.executor import Batch, Executor, ThreadExecutor, batched
-from patchworks.execution.machine import available_cores
+from patchworks.execution.machine import Memory, available_cores
 from patchworks.execution.progress import say, with_progress
 from patchworks.fingerprint import remember_after_run
 from patchworks.io.run_lock import RunLock, lock_path_of
 from patchworks.io.stage import Stage
 from patchworks.lazy import make_readable
+from patchworks.memory import fitted, memory_need
 from patchworks.pipeline import (
     RunPlan,
     prepare_segmenter,
@@ -66,8 +67,14 @@ def run_plan(
         report = settle_finished(plan, keep_stage=keep_stage)
         say(f"already done: {report}", shown=progress)
         return report
+    projected = 0
     if executor.crosses_processes:
         check_reachable(plan)
+    else:
+        memory, n_cores = Memory.of_this_process(), available_cores()
+        plan, n_workers = fitted(plan, executor.n_workers, memory, n_cores)
+        projected = memory_need(plan, n_workers, n_cores).projected_bytes
+        executor = ThreadExecutor(n_workers)
     plan.target.make_private()
     with lock_of(plan) as lock:
         if resume and is_finished(plan):  # by a run that held the lock until now
@@ -79,6 +86,7 @@ def run_plan(
             plan.stage.remove()
         open_stage(plan)
         report = RunReport(str(plan.target.location), plan.spec.grid.n_tiles)
+        report.projected_bytes = projected
         _take_steps(_Steps(plan, executor, report, lock, progress=progress, engine=engine))
         if not keep_stage:
             plan.stage.remove()

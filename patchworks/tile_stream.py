@@ -118,7 +118,7 @@ class TileWork:
         self.group_size = 1
 
     def outcomes(
-        self, tiles: Sequence[int], n_workers: int
+        self, tiles: Sequence[int], n_workers: int, n_ahead: int | None = None
     ) -> Iterator[TileOutcome | PatchworksError]:
         """Yield what becomes of tiles, or the error that one of them ended with."""
         finished = overlapped(
@@ -127,6 +127,7 @@ class TileWork:
             compute=self._segment_group,
             write=self._stage_group,
             n_workers=n_workers,
+            n_ahead=n_ahead,
         )
         try:
             for group in finished:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import dask.system
@@ -14,19 +17,80 @@ def available_cores() -> int:
     return max(1, int(dask.system.cpu_count()))
 
 
+@dataclass(frozen=True)
+class Memory:
+    """Memory for this process: in all, and what of it is free for use now."""
+
+    limit_bytes: int
+    available_bytes: int
+
+    @classmethod
+    def of_this_process(cls) -> Memory:
+        """Return what the machine, the container and a Dask worker's limit leave."""
+        machine = psutil.virtual_memory()
+        limits, available = [int(machine.total)], [int(machine.available)]
+        for limit, used in _container_limits():
+            limits.append(limit)
+            available.append(max(0, limit - used))
+        worker = _worker_limit()
+        if worker is not None:
+            limits.append(worker)
+            available.append(max(0, worker - int(psutil.Process().memory_info().rss)))
+        return cls(min(limits), min(available))
+
+
 def available_memory_bytes() -> int:
     """Return the memory that is free for use now, within the limit of this process's container."""
-    return min([psutil.virtual_memory().available, *_container_limits()])
+    return Memory.of_this_process().available_bytes
 
 
-CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.limit_in_bytes"))
-"""Where Linux says what a container may use, cgroup 2 and 1; `distributed` knows it too, but takes
-half a second to import."""
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUP = Path("/proc/self/cgroup")
+"""Where Linux says what a container may use, and in which of its groups this process is."""
+
+FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Limit, use, and the part of the use that is only cached files: of cgroup 2, of cgroup 1."""
 
 
-def _container_limits() -> list[int]:
-    limits = []
-    for path in CGROUP_LIMITS:
-        with suppress(OSError, ValueError):  # not Linux, no limit ("max")
-            limits.append(int(path.read_text()))
-    return limits
+def _container_limits() -> Iterator[tuple[int, int]]:
+    """Yield limit and use, in bytes, of every control group around this process that has a limit.
+
+    `distributed` knows the outermost limit too, but takes half a second to import.
+    """
+    for folder in _own_groups():
+        for limit_file, use_file, cached in FILES:
+            with suppress(OSError, ValueError):  # not Linux, no such group, no limit ("max")
+                limit = int((folder / limit_file).read_text())
+                used = int((folder / use_file).read_text())
+                stat = (folder / "memory.stat").read_text().splitlines()
+                freed = dict(line.split() for line in stat if len(line.split()) == 2)
+                yield limit, used - int(freed.get(cached, 0))
+
+
+def _own_groups() -> Iterator[Path]:
+    """Yield the folders of this process's control group and of those around it."""
+    yield CGROUPS
+    yield CGROUPS / "memory"
+    with suppress(OSError):
+        for line in OWN_CGROUP.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            root = CGROUPS / "memory" if "memory" in controllers.split(",") else CGROUPS
+            folder = Path(path.lstrip("/"))
+            while folder.parts:
+                yield root / folder
+                folder = folder.parent
+
+
+def _worker_limit() -> int | None:
+    """Return the memory limit of the Dask worker that this process is, if it is one."""
+    distributed = sys.modules.get("distributed")
+    if distributed is None:
+        return None
+    with suppress(Exception):  # no worker; or a kind of worker without limits
+        workers = distributed.Worker._instances
+        limits = [w.memory_manager.memory_limit for w in workers]
+        return min([int(limit) for limit in limits if limit], default=None)
+    return None

@@ -33,9 +33,9 @@ def io_threads(n_workers: int) -> int:
     return max(3, ceil_div(n_workers, 2))
 
 
-def most_at_once(n_workers: int) -> int:
+def most_at_once(n_workers: int, n_ahead: int | None = None) -> int:
     """Return how many items are held at a time at most: read ahead, computed, being written."""
-    return n_workers + 2 * io_threads(n_workers)
+    return n_workers + 2 * (n_ahead or io_threads(n_workers))
 
 
 def overlapped(
@@ -45,6 +45,7 @@ def overlapped(
     compute: Callable[[Read], Computed],
     write: Callable[[Computed], Result],
     n_workers: int = 1,
+    n_ahead: int | None = None,
 ) -> Generator[Future[Result], None, None]:
     """Yield what becomes of each item, as it is finished: a future that is done.
 
@@ -57,12 +58,14 @@ def overlapped(
     n_workers : int
         Items computed at a time. One is computed in the calling thread, for a function may bring
         up a team of threads, or a context of the GPU, for every thread that calls it.
+    n_ahead : int, optional
+        Items read ahead, and as many being written; `io_threads` by default.
 
     Notes
     -----
     Closing the iterator begins no further item and waits for what is at work.
     """
-    chain = _Chain(items, read, compute, write, io_threads(n_workers))
+    chain = _Chain(items, read, compute, write, n_ahead or io_threads(n_workers))
     with ThreadPoolExecutor(chain.n_ahead, thread_name_prefix="patchworks-io") as aside:
         chain.begin(aside)
         try:

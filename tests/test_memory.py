@@ -1,0 +1,152 @@
+"""What a run needs of memory is known before it, fits what there is, and is not exceeded."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from patchworks.errors import MemoryBudgetError
+from patchworks.execution import machine
+from patchworks.execution.machine import Memory
+from patchworks.memory import SHARE, fitted, memory_need
+from patchworks.plan import RunOptions, plan_run
+from tests.stores import components
+
+ROOT = Path(__file__).parents[1]
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("image")
+    zarr.create_array(folder / "i.zarr", shape=(256, 4096, 4096), chunks=(32, 256, 256), dtype="u2")
+    options = RunOptions(tile_shape=(64, 512, 512), overlap=16, write_to=folder / "l.zarr")
+    return plan_run(folder / "i.zarr", components, options)
+
+
+@given(n_workers=st.integers(1, 64), gib=st.floats(0.1, 600))
+def test_a_run_is_made_to_fit_or_refused(plan, n_workers, gib):
+    memory = Memory(int(2 * gib * GIB), int(gib * GIB))
+    least = memory_need(replace(plan, kept_bytes=0, n_ahead=1), 1, 4).projected_bytes
+    if least > memory.limit_bytes:
+        with pytest.raises(MemoryBudgetError, match="tile_shape="):
+            fitted(plan, n_workers, memory, 4)
+        return
+    made, n = fitted(plan, n_workers, memory, 4)
+    assert 1 <= n <= n_workers
+    need = memory_need(made, n, 4).projected_bytes
+    assert need <= SHARE * memory.available_bytes or (n == 1 and need <= memory.limit_bytes)
+    assert need <= memory_need(plan, n_workers, 4).projected_bytes
+    assert (made.fingerprint, made.tiles_fingerprint) == (plan.fingerprint, plan.tiles_fingerprint)
+
+
+def test_with_memory_enough_nothing_is_cut(plan):
+    made, n = fitted(plan, 8, Memory(900 * GIB, 800 * GIB), 8)
+    assert (made, n) == (plan, 8)
+
+
+def test_less_is_kept_before_workers_stand_idle(plan):
+    full = memory_need(plan, 8, 8).projected_bytes
+    made, n = fitted(plan, 8, Memory(900 * GIB, int(0.97 * full / SHARE)), 8)
+    assert n == 8
+    assert made.kept_bytes < plan.kept_bytes
+
+
+GROUPS = {
+    "the group itself": {"a/b": ("600", "100", 20)},
+    "the group around it": {"a": ("600", "100", 20), "a/b": ("max", "90", 10)},
+    "the outermost": {"": ("600", "100", 20)},
+}
+
+
+@pytest.mark.parametrize("files", GROUPS.values(), ids=GROUPS)
+def test_limits_of_all_control_groups_around_the_process_count(tmp_path, monkeypatch, files):
+    for group, (limit, used, cached) in files.items():
+        folder = tmp_path / "fs" / group
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "memory.max").write_text(limit + "\n")
+        (folder / "memory.current").write_text(used + "\n")
+        (folder / "memory.stat").write_text(f"anon 70\ninactive_file {cached}\n")
+    (tmp_path / "own").write_text("0::/a/b\n")
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path / "fs")
+    monkeypatch.setattr(machine, "OWN_CGROUP", tmp_path / "own")
+    assert Memory.of_this_process() == Memory(600, 600 - 100 + 20)
+
+
+def test_without_control_groups_the_machine_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path)
+    monkeypatch.setattr(machine, "OWN_CGROUP", tmp_path / "none")
+    found = Memory.of_this_process()
+    assert 0 < found.available_bytes <= found.limit_bytes
+
+
+def test_the_limit_of_a_dask_worker_counts():
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(n_workers=1, memory_limit=2**30, dashboard_address=":0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        found = client.submit(Memory.of_this_process).result()
+    assert found.limit_bytes == 2**30
+    assert 0 < found.available_bytes < 2**30
+
+
+CHILD = """
+import json, resource, sys
+import logging
+from scipy import ndimage
+from patchworks.execution.executor import ThreadExecutor
+from patchworks.plan import RunOptions, plan_run
+from patchworks.run_plan import run_plan
+
+def label(tile):
+    return ndimage.label(tile > 400)[0]
+
+options = RunOptions(tile_shape=(32, 256, 256), overlap=8, write_to=sys.argv[2])
+report = run_plan(plan_run(sys.argv[1], label, options), ThreadExecutor(2), progress=False)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(json.dumps([peak, report.projected_bytes]))
+"""
+
+
+def peak_and_projection(folder: Path, depth: int) -> tuple[int, int]:
+    array = zarr.create_array(
+        folder / f"{depth}.zarr", shape=(depth, 1024, 1024), chunks=(32, 128, 128), dtype="u2"
+    )
+    noise = np.random.default_rng(0).normal(0, 1, (32, 256, 256))
+    part = (200 + 4000 * ndimage.gaussian_filter(noise, 3, mode="wrap")).clip(0, 9999)
+    for z in range(0, depth, 32):
+        array[z : z + 32] = np.tile(part, (1, 4, 4)).astype("u2")
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, str(folder / f"{depth}.zarr"), str(folder / f"l{depth}")],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    peak, projected = json.loads(child.stdout)
+    return peak, projected
+
+
+def test_the_measured_peak_stays_below_the_projection(tmp_path):
+    peak, projected = peak_and_projection(tmp_path, 64)
+    print(f"peak {peak / 2**20:.0f} MiB, projected {projected / 2**20:.0f} MiB")
+    assert projected / 4 < peak <= projected
+
+
+@pytest.mark.slow
+def test_a_larger_image_takes_no_more_memory(tmp_path):
+    small, large = (peak_and_projection(tmp_path, depth) for depth in (192, 1536))
+    print(small, large)
+    assert large[0] < 1.1 * small[0]
+    assert large[0] <= large[1]
