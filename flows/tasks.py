@@ -213,8 +213,8 @@ def stitch(stage: StageOf) -> int:
     """Judge every seam, number the objects, and return how many there are."""
     with portably():
         plan = pipeline.load_plan(stage.root)
-        joins = pipeline.join_tiles(plan, range(plan.spec.grid.n_tiles))
-        return pipeline.relabel(plan, [joins]).n_objects
+        joined = pipeline.join_tiles(plan, range(plan.spec.grid.n_tiles))
+        return pipeline.relabel(plan, [joined]).n_objects
 
 
 @task(

@@ -218,28 +218,45 @@ def segment_stream(
     patience.end()
 
 
-def join_tiles(plan: RunPlan, tiles: Sequence[int]) -> np.ndarray:
-    """Return the joins of each tile with the tiles after it.
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """What the records of some tiles say: their labels, and which are one object.
 
-    Returns
-    -------
-    numpy.ndarray
-        ``(n, 4)`` int64: tile, local label, other tile, its local label.
+    Parameters
+    ----------
+    tiles : numpy.ndarray
+        Indices, int64.
+    n_labels, n_nodes : numpy.ndarray
+        Of each, int64: labels that own voxels, and those plus the ones of its halo.
+    joins : numpy.ndarray
+        ``(n, 4)`` uint32: tile, local label, other tile (one after it), its local label.
     """
+
+    tiles: np.ndarray
+    n_labels: np.ndarray
+    n_nodes: np.ndarray
+    joins: np.ndarray
+
+
+def join_tiles(plan: RunPlan, tiles: Sequence[int]) -> Joined:
+    """Return what tiles hold, and their joins with the tiles after them."""
     records = _Records(plan.stage)
     seams = plan.spec.seams
-    found = [np.empty((0, 4), np.int64)]
-    for index in tiles:
-        if not records[index].planes:
+    found = [np.empty((0, 4), np.uint32)]
+    counts = np.zeros((2, len(tiles)), np.int64)
+    for place, index in enumerate(tiles):
+        record = records[index]
+        counts[:, place] = record.n_labels, record.n_nodes
+        if not record.planes:
             continue
         for contact in seams.contacts(index):
             pairs = join_contact(seams, contact, records.__getitem__)
             if len(pairs):
-                ends = np.empty((len(pairs), 4), np.int64)
+                ends = np.empty((len(pairs), 4), np.uint32)
                 ends[:, 0], ends[:, 1] = contact.tile, pairs[:, 0]
                 ends[:, 2], ends[:, 3] = contact.other, pairs[:, 1]
                 found.append(ends)
-    return np.concatenate(found)
+    return Joined(np.array(tiles, np.int64), counts[0], counts[1], np.concatenate(found))
 
 
 class _Records:
@@ -257,12 +274,21 @@ class _Records:
         return record
 
 
-def relabel(plan: RunPlan, joins: Sequence[np.ndarray]) -> Relabeling:
-    """Return the relabeling of the run, and write it to the stage for all workers."""
-    counts = [plan.stage.read_counts(i) for i in range(plan.spec.grid.n_tiles)]
-    n_labels, n_nodes = np.array(counts, np.int64).reshape(-1, 2).T
-    all_joins = np.concatenate([np.empty((0, 4), np.int64), *joins])
-    relabeling = build_relabeling(n_labels, n_nodes, all_joins)
+def relabel(plan: RunPlan, joined: Sequence[Joined]) -> Relabeling:
+    """Return the relabeling of the run, and write it to the stage for all workers.
+
+    Parameters
+    ----------
+    plan : RunPlan
+        The run.
+    joined : sequence of Joined
+        Of all tiles, in any order.
+    """
+    n_labels, n_nodes = np.zeros((2, plan.spec.grid.n_tiles), np.int64)
+    for part in joined:
+        n_labels[part.tiles] = part.n_labels
+        n_nodes[part.tiles] = part.n_nodes
+    relabeling = build_relabeling(n_labels, n_nodes, [part.joins for part in joined])
     relabeling.save(plan.stage)
     return relabeling
 

@@ -241,8 +241,8 @@ class _Steps:
             join = partial(pipeline.join_tiles, self.plan)
             tiles = range(self.report.n_tiles)
             batches = batched(tiles, 4 * self.others.n_workers)
-            joins = list(self.others.map(join, batches))
-            relabeling = pipeline.relabel(self.plan, joins)
+            joined = list(self.others.map(join, batches))
+            relabeling = pipeline.relabel(self.plan, joined)
         self.report.n_objects = relabeling.n_objects
         return relabeling
 

@@ -221,10 +221,16 @@ class Stage:
         )
 
     def write_array(self, name: str, array: np.ndarray) -> None:
-        """Write a small array of the whole run, such as the occupancy."""
-        buffer = io.BytesIO()
-        np.save(buffer, array)
-        write_whole(self.root / f"{name}.npy", buffer.getvalue())
+        """Write an array of the whole run, such as the occupancy."""
+        path = self.root / f"{name}.npy"
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                np.save(file, array)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
     def read_array(self, name: str) -> np.ndarray | None:
         """Return a small array of the run, mapped from its file, or None."""
