@@ -92,6 +92,7 @@ class TestOnAServer:
         again = convert_image(str(source), str(target), scene="all", n_levels=2)
         assert again.n_reused == again.n_regions == report.n_regions
 
+    @pytest.mark.slow
     def test_a_part_that_cannot_be_read_ends_it_and_the_rest_is_kept(self, tmp_path):
         """The same call reads what is missing, and only that: all else is damaged by then."""
         source, target = write_tiff(tmp_path / "scan.tif"), tmp_path / "scan.ome.zarr"

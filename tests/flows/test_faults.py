@@ -194,6 +194,7 @@ class TestWorkers:
         assert states("segment tiles")["Crashed"] == 2
         assert all(run.state.is_final() for run in task_runs())
 
+    @pytest.mark.slow
     def test_three_failing_batches_end_the_step_and_one_does_not(self, tmp_path):
         source, segmenter = an_image(tmp_path), Careless(tmp_path, "fail")
         run = {"write_to": tmp_path / "out.zarr", **RUN}

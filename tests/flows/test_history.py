@@ -110,6 +110,7 @@ def start_waiting(tmp_path: Path) -> subprocess.Popen[str]:
     return start_python(RUNS_WHEN_TOLD, tmp_path, stdin=subprocess.PIPE)
 
 
+@pytest.mark.slow
 def test_past_runs_are_kept_and_killed_ones_are_crashed(tmp_path: Path) -> None:
     with start_python(RUNS, tmp_path, stderr=subprocess.PIPE) as first:
         output, messages = first.communicate(timeout=120)
@@ -342,6 +343,7 @@ def test_ui_opens_the_pages_of_a_configured_server(server: PrefectServer, tmp_pa
     assert (tmp_path / "opened").read_text().strip() == server.ui_url
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_while_in_use_comes_back(tmp_path: Path) -> None:
     with start_waiting(tmp_path) as user:
         url, *_ = line_of(user)
