@@ -145,6 +145,7 @@ class Segmentation:
         """Segment and stage every tile, in batches that last some seconds each."""
         with self.report.timed("segment"):
             done = self.plan.stage.done()
+            self.report.n_workers = self.runs.runner.n_slots("segment")
             progress = Progress("segment tiles", "tiles", self.n_tiles, len(done))
             try:
                 batches = from_array(self.plan.stage.read_array(BATCHES))
@@ -210,7 +211,11 @@ class Segmentation:
             )
             for batch in batches
         ]
-        return self.runs.each(calls, "segment", _Look(self.plan.stage, progress))
+        found = self.runs.each(calls, "segment", _Look(self.plan.stage, progress))
+        for batch, result in zip(batches, found, strict=True):
+            if not done.issuperset(batch.indices):  # else it is what an earlier try said
+                self.report.add(result)
+        return found
 
     def _n_done(self, batch: Batch) -> int:
         return sum(map(self.plan.stage.is_done, batch.indices))

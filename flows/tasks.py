@@ -187,7 +187,7 @@ def estimate_empty_tiles(stage: StageOf, threshold: float, batch: Batch) -> list
     **CACHED,
 )
 def segment_tiles(stage: StageOf, batch: Batch) -> dict[str, Any]:
-    """Read, segment and stage a batch of tiles; returns how many came to what, and seconds.
+    """Read, segment and stage a batch of tiles; returns how many came to what, seconds and bytes.
 
     `last_s` are those of the last tile: the first of a process may have loaded a model.
     """
@@ -195,8 +195,12 @@ def segment_tiles(stage: StageOf, batch: Batch) -> dict[str, Any]:
         plan = pipeline.load_plan(stage.root)
         outcomes = pipeline.segment_tiles(plan, batch.indices, max_failures=MAX_FAILURES)
     found: dict[str, Any] = {"segmented": 0, "empty": 0, "reused": 0, "last_s": None}
+    found |= {"n_bytes_decoded": 0, "n_bytes_needed": 0, "function_s": 0.0}
     for outcome in outcomes:
         found[outcome.status] += 1
+        found["n_bytes_decoded"] += outcome.n_bytes
+        found["n_bytes_needed"] += outcome.n_bytes_needed
+        found["function_s"] += outcome.function_s
         if outcome.status == "segmented":
             found["last_s"] = outcome.seconds
     return found

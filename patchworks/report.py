@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from patchworks.tile_stream import TileOutcome
 
@@ -64,6 +65,11 @@ class RunReport:
                 self.n_empty += 1
             else:
                 self.n_reused += 1
+
+    def add(self, measured: Mapping[str, Any]) -> None:
+        """Add what was measured of a batch of tiles, by the names of the fields."""
+        for name in ("n_bytes_decoded", "n_bytes_needed", "function_s"):
+            setattr(self, name, getattr(self, name) + measured.get(name, 0))
 
     @property
     def read_amplification(self) -> float | None:

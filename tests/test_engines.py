@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import dask.array as da
 import numpy as np
 import pytest
@@ -163,3 +165,16 @@ def test_an_in_process_client_is_refused_before_anything_is_written(tmp_path, cl
     ):
         tile_process(store, components, **KEYWORDS)
     assert contents(tmp_path) == before
+
+
+def reads_ahead(tile):
+    """Fail unless other threads read and write for this one."""
+    names = [thread.name for thread in threading.enumerate()]
+    assert any(name.startswith("patchworks-io") for name in names), names
+    return components(tile)
+
+
+def test_dask_workers_read_ahead_and_write_behind(tmp_path, cluster, expected):
+    place = tmp_path / "labels.zarr"
+    tile_process(store_of(tmp_path), reads_ahead, write_to=place, **KEYWORDS)
+    assert levels(contents(place)) == levels(expected)
