@@ -5,10 +5,11 @@ Tiny tiles go through in groups: a thread that hands over to another costs more 
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -183,8 +184,11 @@ class TileWork:
     def _segment(self, view: _View) -> _View:
         if view.voxels is not None:
             start = time.perf_counter()
-            view.labels = segment_tile(view.voxels, view.tile, self.segmenter)
-            view.voxels = None
+            voxels, view.voxels = view.voxels, None
+            labels = segment_tile(voxels, view.tile, self.segmenter)
+            del voxels
+            # They are staged while the function is at the next tile, and may be a buffer of its.
+            view.labels = labels if is_unshared(labels) else labels.copy()
             view.function_s = time.perf_counter() - start
         return view
 
@@ -204,6 +208,46 @@ class TileWork:
             prod(tile.core.shape) * self.itemsize if view.is_read else 0,
             view.function_s,
         )
+
+
+def is_unshared(array: np.ndarray) -> bool:
+    """Return whether nobody but the caller, in one variable, can change an array.
+
+    Told from the number of references to the array that owns the memory; where that is not known
+    (memory of another library's) the answer is no.
+
+    Examples
+    --------
+    >>> kept = np.zeros(3)
+    >>> given, fresh = kept, np.zeros(3)[1:]
+    >>> is_unshared(given), is_unshared(fresh)
+    (False, True)
+    """
+    return _references(array) <= _FRESH[array.base is None]
+
+
+def _references(array: np.ndarray) -> float:
+    owner = array
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    return sys.getrefcount(owner) if owner.base is None else inf
+
+
+def _of_fresh(array: np.ndarray) -> float:
+    # By the same way as in `is_unshared`: what a call counts differs between Pythons.
+    return _references(array)
+
+
+def _fresh_counts() -> dict[bool, float]:
+    """Return the references to fresh arrays that own their memory (True), and behind a view."""
+    owner = np.zeros(2)
+    own = _of_fresh(owner)
+    del owner
+    view = np.zeros(2)[1:]
+    return {True: own, False: _of_fresh(view)}
+
+
+_FRESH = _fresh_counts()
 
 
 def _part(do: Callable[[Any], Part], what: _View | PatchworksError | int) -> Part | PatchworksError:

@@ -1,0 +1,79 @@
+"""Whose memory labels are: what is staged later must not be what a function writes into next."""
+
+import numpy as np
+import pytest
+
+from patchworks import tile_process
+from patchworks.tile_stream import is_unshared
+
+KEPT = np.arange(12).reshape(3, 4)
+
+
+class Holder:
+    def __init__(self):
+        self.buffer = np.zeros((3, 4), int)
+
+    def whole(self):
+        return self.buffer
+
+    def part(self):
+        return self.buffer[1:]
+
+    def part_of_a_part(self):
+        return self.buffer[1:].T[1:]
+
+    def fresh_but_kept_by_a_view(self):
+        made = np.zeros((3, 4), int)
+        self.view = made[1:]
+        return made
+
+    def fresh(self):
+        return np.zeros((3, 4), int)
+
+    def fresh_view(self):
+        return np.zeros((3, 4), bool).view("uint8")
+
+    def fresh_part(self):
+        return np.zeros((3, 4), int)[1:, ::2].T
+
+
+@pytest.mark.parametrize("name", ["whole", "part", "part_of_a_part", "fresh_but_kept_by_a_view"])
+def test_what_a_function_still_holds_is_shared(name):
+    holder = Holder()
+    labels = getattr(holder, name)()
+    assert not is_unshared(labels)
+
+
+@pytest.mark.parametrize("name", ["fresh", "fresh_view", "fresh_part"])
+def test_what_it_has_given_away_is_not_copied(name):
+    labels = getattr(Holder(), name)()
+    assert is_unshared(labels)
+
+
+def test_memory_of_others_counts_as_shared():
+    labels = np.frombuffer(bytearray(12), "uint8")
+    assert not is_unshared(labels)
+
+
+@pytest.mark.parametrize("kind", ["whole", "part"])
+@pytest.mark.parametrize("max_workers", [1, 3])
+def test_a_function_may_use_its_buffer_again(kind, max_workers):
+    image = np.random.default_rng(0).integers(0, 3, (64, 96)).astype("uint8")
+    buffers = {}
+
+    def reusing(tile):
+        import threading
+
+        shape = (tile.shape[0] + 1, tile.shape[1])
+        key = (threading.get_ident(), shape)
+        buffer = buffers.setdefault(key, np.zeros(shape, "int32"))
+        labels = buffer[1:]
+        np.copyto(labels, np.arange(1, tile.size + 1).reshape(tile.shape) * (tile > 1))
+        if kind == "whole":
+            buffers[key] = labels.copy()
+            return buffers.pop(key)
+        return labels
+
+    keywords = {"tile_shape": (16, 16), "overlap": 0, "progress": False, "stitch": "touch"}
+    labels = tile_process(image, reusing, max_workers=max_workers, **keywords).compute()
+    assert np.array_equal(labels > 0, image > 1)
