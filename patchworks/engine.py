@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -88,31 +89,54 @@ def _in_processes(plan: RunPlan, todo: list[int], n_workers: int) -> Outcomes:
 
 
 def _watched(plan: RunPlan, todo: list[int], n_workers: int) -> Outcomes:
-    """Segment the first tiles on threads and watch the lock; then do the rest where it is faster.
+    """Segment on threads and watch the lock in the beginning; leave where processes are faster.
 
     What is looked at are real tiles, whose labels are kept.
     """
-    start, n_done, size = time.perf_counter(), 0, n_workers
-    with LockWatch() as watch:
-        while n_done < len(todo) and time.perf_counter() - start < WATCH_S:
-            yield from _in_threads(plan, todo[n_done : n_done + size], n_workers)
-            n_done, size = n_done + size, 2 * size
-    rest = todo[n_done:]
-    left_s = (time.perf_counter() - start) / max(1, n_done) * len(rest)
-    is_faster = watch.is_held and left_s * (1 - 1 / n_workers) > START_S
-    if is_faster and _can_leave(plan):
-        logger.info(
-            "segment: %r holds the interpreter's lock for %.0f %% of its time: the other %d tiles "
-            "(%.0f s on threads) go to %d worker processes",
-            plan.segmenter_name, 100 * watch.share, len(rest), left_s, n_workers,
-        )  # fmt: skip
-        yield from _in_processes(plan, rest, n_workers)
-    elif rest:
-        logger.info(
-            "segment: %r holds the interpreter's lock for %.0f %% of its time: threads",
-            plan.segmenter_name, 100 * watch.share,
-        )  # fmt: skip
-        yield from _in_threads(plan, rest, n_workers)
+    start, n_done, feed = time.perf_counter(), 0, _Feed(todo)
+    watch = LockWatch()
+    with watch:
+        stream = pipeline.segment_stream(plan, feed, n_workers=n_workers)
+        for outcome in stream:
+            n_done += 1
+            yield [outcome]
+            if time.perf_counter() - start >= WATCH_S:
+                break
+    if n_done == len(todo):
+        return
+    left_s = (time.perf_counter() - start) / n_done * (len(todo) - n_done)
+    leaves = watch.is_held and left_s * (1 - 1 / n_workers) > START_S and _can_leave(plan)
+    where = f"the other {len(todo) - n_done} tiles ({left_s:.0f} s on threads) go to {n_workers} "
+    logger.info(
+        "segment: %r holds the interpreter's lock for %.0f %% of its time: %s",
+        plan.segmenter_name, 100 * watch.share, f"{where}worker processes" if leaves else "threads",
+    )  # fmt: skip
+    if leaves:
+        feed.stop()
+    for outcome in stream:  # all of them, or those that were on their way
+        yield [outcome]
+    if leaves:
+        yield from _in_processes(plan, feed.left(), n_workers)
+
+
+class _Feed:
+    """Gives out tiles until it is stopped."""
+
+    def __init__(self, tiles: list[int]) -> None:
+        self._todo = deque(tiles)
+
+    def __iter__(self) -> Iterator[int]:
+        with suppress(IndexError):  # none is left, or the rest was taken back
+            while True:
+                yield self._todo.popleft()
+
+    def stop(self) -> None:
+        """Give out no more."""
+        self._left, self._todo = list(self._todo), deque()
+
+    def left(self) -> list[int]:
+        """Return the tiles that were not given out."""
+        return self._left
 
 
 def _can_leave(plan: RunPlan) -> bool:

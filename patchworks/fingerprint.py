@@ -305,12 +305,21 @@ def _source(value: Any) -> str:
         return ""  # typed at a prompt: its code says it all
 
 
+READS_GLOBAL = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
+"""In a function, in a class's body, in either with annotations or type parameters."""
+
+
 def _global_names(code: types.CodeType) -> tuple[set[str], set[str]]:
-    """Return the names that code may read as globals, and those it assigns as globals."""
-    read, assigned = set(code.co_names), set()
+    """Return the names that code may read as globals, and those it assigns as globals.
+
+    Not `co_names`: attributes are among those, and `ndimage.label` is no use of a global `label`.
+    """
+    read, assigned = set(), set()
     for instruction in dis.get_instructions(code):
         if instruction.opname == "STORE_GLOBAL":
             assigned.add(str(instruction.argval))
+        elif instruction.opname in READS_GLOBAL:
+            read.add(str(instruction.argval))
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             inner_read, inner_assigned = _global_names(constant)

@@ -193,7 +193,7 @@ def segment_tiles(
 
 
 def segment_stream(
-    plan: RunPlan, tiles: Sequence[int], *, n_workers: int = 1, max_failures: int = 1
+    plan: RunPlan, tiles: Iterable[int], *, n_workers: int = 1, max_failures: int = 1
 ) -> Iterator[TileOutcome]:
     """Read, segment and stage tiles in this process; yield what becomes of each.
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import inf, prod
 from typing import Any, Literal, TypeVar
 
@@ -119,7 +120,7 @@ class TileWork:
         self.group_size = 1
 
     def outcomes(
-        self, tiles: Sequence[int], n_workers: int, n_ahead: int | None = None
+        self, tiles: Iterable[int], n_workers: int, n_ahead: int | None = None
     ) -> Iterator[TileOutcome | PatchworksError]:
         """Yield what becomes of tiles, or the error that one of them ended with."""
         finished = overlapped(
@@ -136,13 +137,11 @@ class TileWork:
         finally:
             finished.close()
 
-    def _groups(self, tiles: Sequence[int]) -> Iterator[Sequence[int]]:
+    def _groups(self, tiles: Iterable[int]) -> Iterator[Sequence[int]]:
         """Cut tiles into groups that are handed over together: of one, unless they take no time."""
-        start = 0
-        while start < len(tiles):
-            size = self.group_size
-            yield tiles[start : start + size]
-            start += size
+        todo = iter(tiles)
+        while group := list(islice(todo, self.group_size)):
+            yield group
 
     def _read_group(self, group: Sequence[int]) -> Views:
         """Read what there is to be read of each tile."""

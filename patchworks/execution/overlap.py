@@ -67,7 +67,7 @@ def overlapped(
     """
     chain = _Chain(items, read, compute, write, n_ahead or io_threads(n_workers))
     with ThreadPoolExecutor(chain.n_ahead, thread_name_prefix="patchworks-io") as aside:
-        chain.begin(aside)
+        chain.begin(aside, n_workers)
         try:
             yield from (chain.results() if n_workers == 1 else _side_by_side(chain, n_workers))
         finally:
@@ -94,15 +94,28 @@ class _Chain(Generic[Item, Read, Computed, Result]):
         self.lock = threading.Lock()
         self.room = threading.Semaphore(n_ahead)
         self.stopped = False
+        self.limit = n_ahead
 
-    def begin(self, aside: ThreadPoolExecutor) -> None:
-        """Read the first items in the threads of a pool."""
+    def begin(self, aside: ThreadPoolExecutor, n_workers: int) -> None:
+        """Read the first items in the threads of a pool.
+
+        One worker waits for the first item alone, which has the disk and the cores for itself.
+        """
         self.aside = aside
         with self.lock:
+            self.limit = 1 if n_workers == 1 else self.n_ahead
+            self._fill()
+            first = self.reads[0] if self.reads and n_workers == 1 else None
+        if first is not None:
+            first.add_done_callback(lambda _: self._begun())
+
+    def _begun(self) -> None:
+        with self.lock:
+            self.limit = self.n_ahead
             self._fill()
 
     def _fill(self) -> None:
-        while not self.stopped and len(self.reads) < self.n_ahead:
+        while not self.stopped and len(self.reads) < self.limit:
             try:
                 item = next(self.todo)
             except StopIteration:
@@ -112,10 +125,13 @@ class _Chain(Generic[Item, Read, Computed, Result]):
     def _take(self) -> Future[Read] | None:
         """Return the item that was read first, and have another one read."""
         with self.lock:
+            if not self.reads:
+                self._fill()
             if self.stopped or not self.reads:
                 return None
             taken = self.reads.popleft()
-            self._fill()
+            if self.limit == self.n_ahead:
+                self._fill()
             return taken
 
     def results(self) -> Iterator[Future[Result]]:
