@@ -25,8 +25,7 @@ class ProcessExecutor:
     """Worker processes that are started when needed and end with the work.
 
     They do not import the caller's main module, so scripts need no guard, and functions defined in
-    a notebook or at a prompt go along by value. Native thread pools in them are limited to their
-    share of the cores.
+    a notebook or at a prompt go along by value.
 
     Parameters
     ----------
