@@ -11,7 +11,7 @@ import numpy as np
 from patchworks.execution.executor import ThreadExecutor, batched
 from patchworks.execution.machine import available_cores
 from patchworks.geometry.tile_shape import resolve_grid
-from patchworks.io.source import HeldArray
+from patchworks.io.image_source import HeldArray
 from patchworks.io.tile_reader import TileReader
 from patchworks.plan import describe_image
 from patchworks.run import finite_number

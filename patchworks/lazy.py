@@ -15,14 +15,9 @@ from patchworks.errors import InputError
 from patchworks.fingerprint import digest
 from patchworks.geometry.grid import TileGrid
 from patchworks.geometry.tile_shape import check_tile_shape
+from patchworks.io.image_source import HeldArray, ImageSource, StoredArray
 from patchworks.io.location import Location, open_array, open_group
-from patchworks.io.source import (
-    HeldArray,
-    ImageSource,
-    StoredArray,
-    check_channel,
-    find_array,
-)
+from patchworks.io.source import check_channel, find_array
 from patchworks.pipeline import RunPlan, with_source
 from patchworks.plan import PathLike
 

@@ -13,7 +13,8 @@ from patchworks.errors import InputError
 from patchworks.execution.dask import choose_executor
 from patchworks.geometry.box import Box
 from patchworks.geometry.grid import TileGrid
-from patchworks.io.source import ImageSource, kind_of, open_component
+from patchworks.io.image_source import ImageSource
+from patchworks.io.source import kind_of, open_component
 from patchworks.lazy import blocks_of, lazy_array
 from patchworks.pipeline import RunPlan
 from patchworks.plan import PathLike, RunOptions, describe_image, plan_on_grid
@@ -162,11 +163,11 @@ class BlocksWithHalos(ImageSource):
 
     starts: Mapping[int, Mapping[int, int]]
 
-    def read(self, box: Box) -> np.ndarray:
+    def read(self, box: Box, out: np.ndarray | None = None) -> np.ndarray:
         """Return the block of the tile that reads `box`."""
         start = tuple([self.starts[axis][first] for axis, first in enumerate(box.start)])
         stop = tuple([a + n for a, n in zip(start, box.shape, strict=True)])
-        return super().read(Box(start, stop))
+        return super().read(Box(start, stop), out)
 
 
 def _with_halos(

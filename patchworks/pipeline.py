@@ -19,9 +19,9 @@ import numpy as np
 
 from patchworks.errors import PatchworksError, Patience
 from patchworks.execution.machine import Memory
+from patchworks.io.image_source import ImageSource
 from patchworks.io.label_image import LabelImage, LabelTarget
 from patchworks.io.record import TileRecord
-from patchworks.io.source import ImageSource
 from patchworks.io.stage import Stage, write_whole
 from patchworks.io.tile_reader import KEPT_BYTES, TileReader
 from patchworks.run import RunSpec
@@ -315,13 +315,14 @@ def finish_regions(plan: RunPlan, regions: Sequence[int]) -> int:
     relabeling = Relabeling.load(plan.stage)
     image = plan.label_image(relabeling)
     grid = image.pyramid.regions()
+    writer = levels.RegionWriter(image, pool_labels)
     for index in regions:
         if plan.stage.has_region(index):
             continue
         region = grid[index].core
         labels = gather_region(plan.stage, plan.spec.grid, relabeling, region)
         if labels is not None:
-            levels.write_region(image, region, labels, pool_labels)
+            writer.write(region, labels.read)
         plan.stage.mark_region(index)
     return len(regions)
 

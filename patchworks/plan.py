@@ -16,12 +16,11 @@ from patchworks.fingerprint import digest, function_digest
 from patchworks.geometry.grid import TileGrid
 from patchworks.geometry.tile_shape import TileShapeRule, resolve_grid
 from patchworks.io.identity import identity_of_graph
+from patchworks.io.image_source import HeldArray, ImageSource
 from patchworks.io.label_image import LabelTarget
 from patchworks.io.location import Location
 from patchworks.io.ngff import Calibration, default_axis_names
 from patchworks.io.source import (
-    HeldArray,
-    ImageSource,
     check_channel,
     kind_of,
     open_source,

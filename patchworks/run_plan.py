@@ -12,7 +12,13 @@ from typing import Any, TypeVar
 from patchworks import pipeline
 from patchworks.engine import Engine, segmented
 from patchworks.errors import PatchworksError, TargetInUseError, TargetNotWritableError
-from patchworks.execution.executor import Batch, Executor, ThreadExecutor, batched
+from patchworks.execution.executor import (
+    Batch,
+    Executor,
+    ThreadExecutor,
+    batched,
+    shrinking_batches,
+)
 from patchworks.execution.machine import Memory, available_cores
 from patchworks.execution.progress import say, with_progress
 from patchworks.fingerprint import remember_after_run
@@ -275,7 +281,7 @@ class _Steps:
         unit: str,
         count: Callable[[Any], int],
     ) -> list[Result]:
-        batches = batched(indices, self.others.max_batches)
+        batches = shrinking_batches(indices, self.others.n_workers, self.others.max_batches)
         return list(
             with_progress(
                 self.others.map(fn, batches),

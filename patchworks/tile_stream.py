@@ -21,7 +21,7 @@ from patchworks.geometry.grid import Tile
 from patchworks.io.stage import Stage
 from patchworks.io.tile_reader import TileReader
 from patchworks.run import RunSpec
-from patchworks.segmenters import Segmenter
+from patchworks.segmenters import Segmenter, name_of
 from patchworks.steps.occupancy import is_occupied
 from patchworks.steps.segment import read_tile, segment_tile
 from patchworks.steps.stage import stage_empty_tile, stage_tile
@@ -185,6 +185,8 @@ class TileWork:
             start = time.perf_counter()
             voxels, view.voxels = view.voxels, None
             labels = segment_tile(voxels, view.tile, self.segmenter)
+            if is_unshared(voxels):  # the function keeps nothing of it, nor are the labels in it
+                self.reader.give_back(voxels)
             del voxels
             # They are staged while the function is at the next tile, and may be a buffer of its.
             view.labels = labels if is_unshared(labels) else labels.copy()
@@ -194,8 +196,12 @@ class TileWork:
     def _stage(self, view: _View) -> TileOutcome:
         start = time.perf_counter()
         stage, tile = self.stage, view.tile
-        if view.labels is not None:
-            view.n_labels = stage_tile(stage, self.spec.seams, tile, view.labels).n_labels
+        labels, view.labels = view.labels, None
+        if labels is not None:
+            name = name_of(self.segmenter)
+            view.n_labels = stage_tile(stage, self.spec.seams, tile, labels, name).n_labels
+            if is_unshared(labels):  # they may be the voxels
+                self.reader.give_back(labels)
         elif view.status == "empty":
             stage_empty_tile(stage, tile)
         return TileOutcome(
@@ -212,8 +218,8 @@ class TileWork:
 def is_unshared(array: np.ndarray) -> bool:
     """Return whether nobody but the caller, in one variable, can change an array.
 
-    Told from the number of references to the array that owns the memory; where that is not known
-    (memory of another library's) the answer is no.
+    Told from the number of references to the array, and to the one that owns the memory; where that
+    is not known (memory of another library's) the answer is no.
 
     Examples
     --------
@@ -222,23 +228,26 @@ def is_unshared(array: np.ndarray) -> bool:
     >>> is_unshared(given), is_unshared(fresh)
     (False, True)
     """
-    return _references(array) <= _FRESH[array.base is None]
+    own, owner = _references(array)
+    most_own, most_owner = _FRESH[array.base is None]
+    return own <= most_own and owner <= most_owner
 
 
-def _references(array: np.ndarray) -> float:
+def _references(array: np.ndarray) -> tuple[float, float]:
+    own = sys.getrefcount(array)
     owner = array
     while isinstance(owner.base, np.ndarray):
         owner = owner.base
-    return sys.getrefcount(owner) if owner.base is None else inf
+    return own, sys.getrefcount(owner) if owner.base is None else inf
 
 
-def _of_fresh(array: np.ndarray) -> float:
+def _of_fresh(array: np.ndarray) -> tuple[float, float]:
     # By the same way as in `is_unshared`: what a call counts differs between Pythons.
     return _references(array)
 
 
-def _fresh_counts() -> dict[bool, float]:
-    """Return the references to fresh arrays that own their memory (True), and behind a view."""
+def _fresh_counts() -> dict[bool, tuple[float, float]]:
+    """Return the references to fresh arrays that own their memory (True), and to views."""
     owner = np.zeros(2)
     own = _of_fresh(owner)
     del owner

@@ -15,6 +15,8 @@ from scipy import ndimage
 
 from patchworks import tile_process
 from patchworks.errors import SegmenterError
+from patchworks.execution.machine import available_cores
+from patchworks.execution.overlap import io_threads
 from tests.images import above_1100, files_of, ome_zarr, smooth_noise
 
 ROOT = Path(__file__).parents[1]
@@ -65,7 +67,10 @@ def records(folder: Path) -> int:
 
 
 def regions(folder: Path) -> int:
-    marks = (folder / "image.zarr.stage").glob("*/regions/*")
+    try:
+        marks = list((folder / "image.zarr.stage").glob("*/regions/*"))
+    except FileNotFoundError:  # it is being made anew
+        return 0
     return len([mark for mark in marks if mark.name.isdigit()])
 
 
@@ -91,7 +96,8 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, moment):
     done, begun = records(killed), len((killed / "calls").read_text())
     finish(killed)
     assert len((killed / "calls").read_text()) == begun + N_TILES - done
-    assert begun - done <= os.cpu_count()
+    n_cores = available_cores()  # tiles in the function, and tiles being staged
+    assert begun - done <= n_cores + io_threads(n_cores)
     ours, theirs = files_of(undisturbed / "image.zarr"), files_of(killed / "image.zarr")
     assert ours == theirs
     assert not (killed / "image.zarr.stage").exists()

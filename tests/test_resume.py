@@ -92,7 +92,7 @@ def test_only_missing_tiles_are_segmented_after_an_interruption(
         (pipeline, "relabel", 0),
         (pipeline, "gather_region", 0),
         (pipeline, "gather_region", 2),
-        (pipeline.levels, "write_region", 1),
+        (pipeline.levels.RegionWriter, "write", 1),
         (pipeline, "pool_labels", 2),
         (pipeline, "build_level", 0),
         (pipeline, "publish", 0),
@@ -113,7 +113,7 @@ def test_an_interruption_after_the_segmentation_costs_no_tile_and_no_byte(
 
 
 def test_a_label_image_is_not_there_under_its_name_before_it_is_whole(tmp_path, store, monkeypatch):
-    interrupt(monkeypatch, pipeline.levels, "write_region", 1)
+    interrupt(monkeypatch, pipeline.levels.RegionWriter, "write", 1)
     with pytest.raises(KeyboardInterrupt):
         run(store, tmp_path / "calls", write_to=tmp_path / "labels.zarr")
     assert not (tmp_path / "labels.zarr").exists()
@@ -152,7 +152,7 @@ def test_the_label_image_that_is_replaced_stays_until_the_new_one_is_whole(
     place = tmp_path / "labels.zarr"
     tile_process(store, components, **{**KEYWORDS, "overlap": 4}, write_to=place)
     before = contents(place)
-    interrupt(monkeypatch, pipeline.levels, "write_region", 1)
+    interrupt(monkeypatch, pipeline.levels.RegionWriter, "write", 1)
     with pytest.raises(KeyboardInterrupt):
         run(store, tmp_path / "calls", write_to=place, overwrite=True)
     assert contents(place) == before
@@ -162,7 +162,7 @@ def test_an_interrupted_replacement_goes_on(tmp_path, store, undisturbed, monkey
     place = tmp_path / "labels.zarr"
     tile_process(store, components, **{**KEYWORDS, "overlap": 4}, write_to=place)
     with monkeypatch.context() as patch:
-        interrupt(patch, pipeline.levels, "write_region", 1)
+        interrupt(patch, pipeline.levels.RegionWriter, "write", 1)
         with pytest.raises(KeyboardInterrupt):
             run(store, tmp_path / "calls", write_to=place, overwrite=True)
     run(store, tmp_path / "calls", write_to=place, overwrite=True)

@@ -2,8 +2,12 @@
 
 import numpy as np
 import pytest
+import zarr
 
 from patchworks import tile_process
+from patchworks.geometry.grid import TileGrid
+from patchworks.io.source import open_source
+from patchworks.io.tile_reader import TileReader
 from patchworks.tile_stream import is_unshared
 
 KEPT = np.arange(12).reshape(3, 4)
@@ -27,6 +31,10 @@ class Holder:
         self.view = made[1:]
         return made
 
+    def view_that_is_kept(self):
+        self.view = np.zeros((3, 4), int)[1:]
+        return self.view
+
     def fresh(self):
         return np.zeros((3, 4), int)
 
@@ -37,7 +45,10 @@ class Holder:
         return np.zeros((3, 4), int)[1:, ::2].T
 
 
-@pytest.mark.parametrize("name", ["whole", "part", "part_of_a_part", "fresh_but_kept_by_a_view"])
+@pytest.mark.parametrize(
+    "name",
+    ["whole", "part", "part_of_a_part", "fresh_but_kept_by_a_view", "view_that_is_kept"],
+)
 def test_what_a_function_still_holds_is_shared(name):
     holder = Holder()
     labels = getattr(holder, name)()
@@ -77,3 +88,58 @@ def test_a_function_may_use_its_buffer_again(kind, max_workers):
     keywords = {"tile_shape": (16, 16), "overlap": 0, "progress": False, "stitch": "touch"}
     labels = tile_process(image, reusing, max_workers=max_workers, **keywords).compute()
     assert np.array_equal(labels > 0, image > 1)
+
+
+KEEPING = []
+
+
+def keeping_the_tile(tile):
+    KEEPING.append((tile, tile.copy()))
+    return (tile > 0).astype("int32")
+
+
+def keeping_a_part_of_the_tile(tile):
+    KEEPING.append((tile[1:], tile[1:].copy()))
+    return (tile > 0).astype("int32")
+
+
+def tile_as_labels(tile):
+    return tile
+
+
+@pytest.fixture
+def image(tmp_path):
+    voxels = np.random.default_rng(0).integers(0, 9, (60, 60)).astype("uint16")
+    zarr.create_array(tmp_path / "image.zarr", data=voxels, chunks=(20, 20))
+    return tmp_path / "image.zarr", voxels
+
+
+@pytest.mark.parametrize("max_workers", [1, 2])
+@pytest.mark.parametrize("fn", [keeping_the_tile, keeping_a_part_of_the_tile])
+def test_voxels_that_a_function_keeps_stay_as_they_were(image, tmp_path, fn, max_workers):
+    KEEPING.clear()
+    options = {"tile_shape": (20, 20), "overlap": 4, "progress": False, "engine": "threads"}
+    tile_process(
+        image[0], fn, write_to=tmp_path / "labels.zarr", max_workers=max_workers, **options
+    )
+    assert len(KEEPING) == 9
+    for kept, copy in KEEPING:
+        np.testing.assert_array_equal(kept, copy)
+
+
+def test_labels_that_are_the_tile_itself_are_not_written_over(image, tmp_path):
+    options = {"tile_shape": (20, 20), "overlap": 4, "progress": False}
+    found = tile_process(image[0], tile_as_labels, write_to=tmp_path / "labels.zarr", **options)
+    np.testing.assert_array_equal(found.compute() > 0, image[1] > 0)
+
+
+def test_memory_of_voxels_is_used_again(image):
+    reader = TileReader(
+        open_source(image[0], channel=0, level=0), TileGrid.regular((60, 60), (20, 20), (4, 4))
+    )
+    first, _ = reader.read(reader.grid[4])
+    memory = first.base
+    reader.give_back(first)
+    second, _ = reader.read(reader.grid[5])
+    assert second.base is memory
+    np.testing.assert_array_equal(second, image[1][reader.grid[5].read.slices])

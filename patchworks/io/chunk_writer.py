@@ -57,12 +57,15 @@ class ChunkWriter:
             Shape ``box.shape``.
         """
         for position, chunk in self._chunks(box):
-            path = self.folder / self.array.metadata.encode_chunk_key(position)
-            part = voxels[chunk.relative_to(box.start).slices]
-            if _is_zero(part):
-                path.unlink(missing_ok=True)
-            else:
-                _put(path, zstd.compress(self._filled_up(part), self.level))
+            self.put(position, voxels[chunk.relative_to(box.start).slices])
+
+    def put(self, position: tuple[int, ...], part: np.ndarray) -> None:
+        """Write one chunk, which may be cut off where the array ends."""
+        path = self.folder / self.array.metadata.encode_chunk_key(position)
+        if _is_zero(part):
+            path.unlink(missing_ok=True)
+        else:
+            _put(path, zstd.compress(self._filled_up(part), self.level))
 
     def _chunks(self, box: Box) -> Iterator[tuple[tuple[int, ...], Box]]:
         extents = self.array.chunks

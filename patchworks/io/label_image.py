@@ -23,6 +23,7 @@ from patchworks.io.ngff import (
     label_attributes,
     with_label_listed,
 )
+from patchworks.io.region_chunks import RegionChunks
 from patchworks.io.run_lock import RunLock, lock_path_of, waiting_for
 from patchworks.io.source import NOT_ZARR
 from patchworks.io.writing import check_writable
@@ -171,6 +172,10 @@ class LabelImage:
     def write(self, level: int, box: Box, labels: np.ndarray) -> None:
         """Write labels, which hold whole chunks, to a level; empty chunks make no file."""
         self.store.write(level, box, labels)
+
+    def write_chunks(self, level: int, filled: RegionChunks) -> None:
+        """Write the chunks of a region to a level; empty ones make no file."""
+        self.store.write_chunks(level, filled)
 
     def read(self, level: int, box: Box) -> np.ndarray:
         """Return the labels of a box of a level that is written."""

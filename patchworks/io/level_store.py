@@ -29,6 +29,7 @@ from patchworks.geometry.pyramid import PyramidPlan
 from patchworks.io.chunk_writer import ChunkWriter
 from patchworks.io.location import Location, ZarrArray, open_array, open_group
 from patchworks.io.ngff import Version
+from patchworks.io.region_chunks import RegionChunks
 from patchworks.io.source import NOT_ZARR
 
 ZARR_FORMAT: dict[Version, Literal[2, 3]] = {"0.4": 2, "0.5": 3}
@@ -172,6 +173,14 @@ class LevelStore:
         if self.building.is_local:  # object stores put whole objects
             remove_chunks(self.levels[level], self.building.path / str(level), [box])
         self.levels[level][box.slices] = voxels
+
+    def write_chunks(self, level: int, filled: RegionChunks) -> None:
+        """Write the chunks of a region to a level; empty ones make no file."""
+        if self._writers is None:
+            self.write(level, filled.box, filled.to_array())
+            return
+        for position, chunk in filled.chunks():
+            self._writers[level].put(position, chunk)
 
     def read(self, level: int, box: Box) -> np.ndarray:
         """Return the voxels of a box of a level that is written."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from patchworks.geometry.box import Box
 from patchworks.geometry.grid import TileGrid, ceil_div
-from patchworks.io.source import ImageSource
+from patchworks.io.image_source import ImageSource
 
 logger = logging.getLogger(__name__)
 

@@ -3,8 +3,7 @@
 ::
 
     <stage>/run.json                    what the run is; written first
-    <stage>/labels/00000/00000017.zst   staged labels of tile 17: a .npy file whose
-                                        voxels are one zstd frame
+    <stage>/labels/00000/00000017.lab   staged labels of tile 17
                                         (those of a tiny tile are in its record)
     <stage>/records/00000/00000017.rec  its record: tile 17 is done once this exists
     <stage>/occupancy.npy               which tiles hold signal, if the run skips empty ones
@@ -18,26 +17,24 @@ Staged labels are written once and never changed.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
-from numcodecs import zstd
 
 from patchworks.errors import StageError, TargetNotWritableError
 from patchworks.geometry.grid import ceil_div
 from patchworks.io.location import Location
-from patchworks.io.record import LABELS, LEVEL, TileRecord, read_header
+from patchworks.io.record import LABELS, TileRecord, read_counts
+from patchworks.io.staged_labels import LabelVoxels, StagedLabels, from_bytes
 
-FORMAT = 2
+FORMAT = 3
 PER_FOLDER = 4096
 HEADER_BYTES = 4096
 """Bytes read for a record's header alone; planes are few, headers are short."""
@@ -160,30 +157,18 @@ class Stage:
         folders = list((self.root / "records").iterdir())
         return sum(e.name.endswith(".rec") for folder in folders for e in os.scandir(folder))
 
-    def write_labels(self, tile: int, labels: np.ndarray) -> None:
+    def write_labels(self, tile: int, labels: StagedLabels) -> None:
         """Write the staged labels of a tile, shape of its core."""
-        header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(
-            header, {"descr": labels.dtype.str, "fortran_order": False, "shape": labels.shape}
-        )
-        frame = zstd.compress(np.ascontiguousarray(labels), LEVEL, checksum=True)
-        write_whole(self._file("labels", tile, "zst"), header.getvalue() + frame)
+        write_whole(self._file("labels", tile, "lab"), labels.to_bytes())
 
-    def read_labels(self, tile: int) -> np.ndarray:
+    def read_labels(self, tile: int) -> StagedLabels:
         """Return the staged labels of a tile, shape of its core."""
-        path = self._file("labels", tile, "zst")
+        path = self._file("labels", tile, "lab")
         try:
             if not path.exists() and (small := self._labels_in_record(tile)) is not None:
-                return small
-            content = path.read_bytes()
-            stream = io.BytesIO(content[:HEADER_BYTES])
-            np.lib.format.read_magic(stream)
-            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-            labels: np.ndarray = np.empty(shape, dtype)
-            # Into memory of numpy's: it comes in huge pages, which halves the time.
-            zstd.decompress(memoryview(content)[stream.tell() :], labels)
-            return labels
-        except (OSError, RuntimeError, ValueError, TypeError, SyntaxError, TokenError) as error:
+                return LabelVoxels(small)
+            return from_bytes(path.read_bytes())
+        except (OSError, ValueError) as error:
             raise self._damaged(tile, path, error) from error
 
     def _labels_in_record(self, tile: int) -> np.ndarray | None:
@@ -209,8 +194,7 @@ class Stage:
         path = self._file("records", tile, "rec")
         try:
             with path.open("rb") as file:
-                header, _ = read_header(file.read(HEADER_BYTES))
-            return int(header["n_labels"]), int(header["n_nodes"])
+                return read_counts(file.read(HEADER_BYTES))
         except (OSError, ValueError) as error:
             raise self._damaged(tile, path, error) from error
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from math import prod
 
@@ -20,13 +20,19 @@ import numpy as np
 
 from patchworks.geometry.box import Box
 from patchworks.geometry.grid import Tile, TileGrid, ceil_div
-from patchworks.io.source import ImageSource
+from patchworks.io.image_source import ImageSource
 
 KEPT_BYTES = 2**29
 """Decoded bytes kept for tiles that are still to be read."""
 
 BLOCK_BYTES = 2**19
 """Smaller chunks are kept several at a time: each piece costs some microseconds."""
+
+FIRST_THREADS = 4
+"""Threads that decode the first tile."""
+
+MAX_SPARE = 4
+"""Arrays of tiles' voxels that are kept to be used again."""
 
 Position = tuple[int, ...]
 
@@ -60,6 +66,8 @@ class TileReader:
         self._lock = threading.Lock()
         self._blocks: dict[Position, _Block] = {}
         self._reading: set[int] = set()
+        self._is_begun = False
+        self._spare: list[np.ndarray] = []
 
     @cached_property
     def shares_blocks(self) -> bool:
@@ -92,14 +100,14 @@ class TileReader:
         n_bytes : int
             Bytes of the image's chunks, uncompressed; 0 if another tile had it all decoded.
         """
+        voxels = self._memory_for(tile.read.shape)
         if not self.shares_blocks:
-            return self.source.read(tile.read), self._bytes_of(tile.read)
+            return self.source.read(tile.read, voxels), self._bytes_of(tile.read)
         with self._lock:
             self._reading.add(tile.index)
             ours, theirs = self._claim(tile)
-        voxels = np.empty(tile.read.shape, self.source.dtype)
         try:
-            n_bytes = sum([self._decode(span, tile, voxels) for span in boxes_of(ours)])
+            n_bytes = self._decode_all(self._spans(ours), tile, voxels)
             for position, block in theirs:
                 self._copy(block.voxels.result(), self._box(position), tile, voxels)
         except BaseException as error:
@@ -111,9 +119,39 @@ class TileReader:
                 self._release(tile)
         return voxels, n_bytes
 
+    def _memory_for(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Return an array for the voxels of a tile, in memory that was given back if there is some.
+
+        Memory that is new to the process has to be cleared by the operating system first.
+        """
+        size = prod(shape)
+        with self._lock:
+            fitting = [i for i, memory in enumerate(self._spare) if memory.size >= size]
+            memory = self._spare.pop(fitting[0]) if fitting else None
+        if memory is None:
+            memory = np.empty(prod(self._largest_read), self.source.dtype)
+        return memory[:size].reshape(shape)
+
+    @cached_property
+    def _largest_read(self) -> tuple[int, ...]:
+        sizes = zip(self.grid.tile_shape, self.grid.halo, self.grid.shape, strict=True)
+        return tuple([min(t + 2 * h, n) for t, h, n in sizes])
+
+    def give_back(self, voxels: np.ndarray) -> None:
+        """Take the memory of what `read` returned, or leave it if it is other memory.
+
+        Nobody may use it any more.
+        """
+        memory = voxels.base
+        if isinstance(memory, np.ndarray) and memory.shape == (prod(self._largest_read),):
+            with self._lock:
+                if len(self._spare) < MAX_SPARE and memory.dtype == self.source.dtype:
+                    self._spare.append(memory)
+
     def clear(self) -> None:
         """Drop all that is kept: no tile will be read for some time."""
         with self._lock:
+            self._spare.clear()
             self._blocks = {p: b for p, b in self._blocks.items() if not b.voxels.done()}
 
     def _claim(self, tile: Tile) -> tuple[list[Position], list[tuple[Position, _Block]]]:
@@ -129,6 +167,22 @@ class TileReader:
                 theirs.append((position, block))
         return ours, theirs
 
+    def _spans(self, positions: list[Position]) -> list[Box]:
+        """Return boxes of blocks to decode at once: zarr has a price for each call."""
+        if self.source.chunk_reader is None:
+            return boxes_of(positions)
+        return [Box(at, tuple([p + 1 for p in at])) for at in positions]
+
+    def _decode_all(self, spans: list[Box], tile: Tile, voxels: np.ndarray) -> int:
+        """Decode boxes of blocks; those of the first tile side by side, for all wait for it."""
+        with self._lock:
+            is_first, self._is_begun = not self._is_begun, True
+        decode = partial(self._decode, tile=tile, voxels=voxels)
+        if not is_first or len(spans) < 2:
+            return sum(map(decode, spans))
+        with ThreadPoolExecutor(FIRST_THREADS, thread_name_prefix="patchworks-first") as pool:
+            return sum(pool.map(decode, spans))
+
     def _decode(self, span: Box, tile: Tile, voxels: np.ndarray) -> int:
         """Decode a box of blocks into a tile, and for the tiles that share them."""
         box = self._voxels_of(span)
@@ -139,7 +193,8 @@ class TileReader:
             inside = found[part.relative_to(box.start).slices]
             shared = len(block.readers - {tile.index}) > 0
             block.n_bytes = inside.nbytes if shared else 0
-            block.voxels.set_result(inside.copy() if shared else inside)
+            is_whole = inside.base is None or inside.size == found.size
+            block.voxels.set_result(inside if is_whole or not shared else inside.copy())
         return self._bytes_of(box)
 
     def _copy(self, found: np.ndarray, box: Box, tile: Tile, voxels: np.ndarray) -> None:

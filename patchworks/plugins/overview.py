@@ -13,13 +13,14 @@ import numpy as np
 from PIL import Image
 
 from patchworks.errors import InputError
+from patchworks.io.image_source import ImageSource
 from patchworks.io.projection import (
     level_filling,
     maximum_projection,
     planes_of_both,
     why_too_large,
 )
-from patchworks.io.source import ImageSource, open_source
+from patchworks.io.source import open_source
 
 logger = logging.getLogger(__name__)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from scipy.sparse import coo_matrix
@@ -11,8 +12,9 @@ from scipy.sparse.csgraph import connected_components
 
 from patchworks.fingerprint import digest
 from patchworks.geometry.box import Box
-from patchworks.geometry.grid import TileGrid, ceil_div
+from patchworks.geometry.grid import Tile, TileGrid, ceil_div
 from patchworks.io.stage import Stage
+from patchworks.io.staged_labels import StagedLabels
 
 ARRAYS = ("n_labels", "base", "first", "local", "target")
 
@@ -194,20 +196,59 @@ def _number(
     return Relabeling(n_labels, base, first, local[absorbed], own[leader[absorbed]])
 
 
+@dataclass(frozen=True, slots=True)
+class RegionLabels:
+    """The global labels of a region of the image, worked out where they are read.
+
+    Parameters
+    ----------
+    dtype : numpy.dtype
+        Of the label image.
+    tiles : sequence
+        Tiles that have labels there, and their global labels.
+    """
+
+    dtype: np.dtype
+    tiles: Sequence[tuple[Tile, StagedLabels]]
+
+    def read(self, box: Box) -> np.ndarray:
+        """Return the labels of a box of the image within the region, shape ``box.shape``."""
+        out: np.ndarray | None = None
+        for tile, labels in self.tiles:
+            common = tile.core.intersect(box)
+            if common is None:
+                continue
+            found = _labels_in(common.relative_to(tile.core.start), labels)
+            if common == box:
+                return found
+            if out is None:
+                out = np.zeros(box.shape, self.dtype)
+            out[common.relative_to(box.start).slices] = found
+        return np.zeros(box.shape, self.dtype) if out is None else out
+
+
+def _labels_in(box: Box, labels: StagedLabels) -> np.ndarray:
+    """Return the labels in a box of a tile's core."""
+    if box.ndim == 2:
+        plane: np.ndarray = labels.planes(0, 1)[0]
+        return plane[box.slices]
+    *outer, nz = labels.shape[:-2]
+    z, within = box.slices[-3], box.slices[-2:]
+    stacks = []
+    for at in product(*map(range, box.start[:-3], box.stop[:-3])):
+        base = nz * int(np.ravel_multi_index(at, outer)) if at else 0
+        stacks.append(labels.planes(base + z.start, base + z.stop)[:, *within])
+    found: np.ndarray = (stacks[0] if len(stacks) == 1 else np.stack(stacks)).reshape(box.shape)
+    return found
+
+
 def gather_region(
     stage: Stage, grid: TileGrid, relabeling: Relabeling, region: Box
-) -> np.ndarray | None:
+) -> RegionLabels | None:
     """Return the global labels of a region of the image, or None if it holds none."""
-    out: np.ndarray | None = None
-    for tile in grid.overlapping(region):
-        common = tile.core.intersect(region)
-        if common is None or relabeling.n_labels[tile.index] == 0:
-            continue
-        if out is None:
-            out = np.zeros(region.shape, relabeling.dtype)
-        staged = stage.read_labels(tile.index)[common.relative_to(tile.core.start).slices]
-        table = relabeling.table(tile.index)
-        target = out[common.relative_to(region.start).slices]
-        for part, place in zip(staged, target, strict=True):
-            place[...] = np.take(table, part, mode="clip")
-    return out
+    tiles = [
+        (tile, stage.read_labels(tile.index).mapped(relabeling.table(tile.index)))
+        for tile in grid.overlapping(region)
+        if relabeling.n_labels[tile.index]
+    ]
+    return RegionLabels(relabeling.dtype, tiles) if tiles else None

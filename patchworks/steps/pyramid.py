@@ -55,10 +55,11 @@ def _segments(extent: int, factor: int) -> list[tuple[slice, slice, int]]:
 
 def _pool_whole_cells(labels: np.ndarray, cell: tuple[int, ...]) -> np.ndarray:
     """Return the mode of every cell of an array that holds whole cells only."""
+    planar = cell[-2:] == (2, 2) and set(cell[:-2]) <= {1} and labels.dtype.itemsize in WIDER
+    if planar and (labels.ndim == 2 or labels.size <= PART):
+        return _pool_pairs(np.ascontiguousarray(labels))
     if cell[0] == 1 and labels.ndim > 2:  # plane by plane: each fits the processor's cache
         return np.stack([_pool_whole_cells(plane, cell[1:]) for plane in labels])
-    if cell == (2, 2) and labels.dtype.itemsize in WIDER:
-        return _pool_pairs(np.ascontiguousarray(labels))
     layers = [
         np.ascontiguousarray(
             labels[tuple([slice(o, None, f) for o, f in zip(offset, cell, strict=True)])]
@@ -72,9 +73,12 @@ def _pool_whole_cells(labels: np.ndarray, cell: tuple[int, ...]) -> np.ndarray:
     where = np.flatnonzero(mixed)
     if where.size:
         cells = [layer.ravel()[where] for layer in layers]
-        out.ravel()[where] = _mode_of_four(*cells) if len(cells) == 4 else _mode(np.stack(cells))
+        out.ravel()[where] = _mode(np.stack(cells))
     return out
 
+
+PART = 2**19
+"""Voxels of planes that are looked at in one go: they fit the processor's cache."""
 
 WIDER: dict[int, np.dtype[Any]] = {
     1: np.dtype(np.uint16),
@@ -85,38 +89,39 @@ WIDER: dict[int, np.dtype[Any]] = {
 
 
 def _pool_pairs(labels: np.ndarray) -> np.ndarray:
-    """Return the mode of every 2x2 cell of a plane; two labels side by side are one integer.
+    """Return the mode of every 2x2 cell of planes; two labels side by side are one integer.
 
     Where the upper pair equals the lower, as nearly everywhere, the larger of the two labels is
     the mode; only the other cells are looked at one by one.
     """
     dtype, wider = labels.dtype, WIDER[labels.dtype.itemsize]
-    shift, half = wider.type(8 * dtype.itemsize), labels.shape[1] // 2
-    pairs = labels.view(wider)
-    upper, lower = pairs[::2], pairs[1::2]
-    out: np.ndarray = np.maximum(upper.astype(dtype), (upper >> shift).astype(dtype))
-    where = np.flatnonzero(upper != lower)
+    *n_planes, n_rows, n = labels.shape
+    rows = labels.reshape(-1, n)  # of an even number per plane
+    out: np.ndarray = np.maximum(rows[::2, ::2], rows[::2, 1::2])
+    pairs = rows.view(wider)
+    where = np.flatnonzero(pairs[::2] != pairs[1::2])
     if where.size:
+        half = n // 2
         at = where + where // half * half  # the same cell's upper pair, counted over all rows
-        a, b = pairs.ravel()[at], pairs.ravel()[at + half]
-        cells = [part.astype(dtype) for part in (a, a >> shift, b, b >> shift)]
-        out.ravel()[where] = _mode_of_four(*cells)
-    return out
+        flat = pairs.ravel()
+        upper, lower = [flat.take(i).view(dtype).reshape(-1, 2) for i in (at, at + half)]
+        out.ravel()[where] = _mode_of_pairs(upper, lower)
+    return out.reshape(*n_planes, n_rows // 2, n // 2)
 
 
-def _mode_of_four(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> np.ndarray:
+def _mode_of_pairs(upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
     """Return the most frequent of four values, the largest of those that tie.
 
     A sorting network: minima and maxima of whole arrays are several times faster than a sort.
+
+    Parameters
+    ----------
+    upper, lower : numpy.ndarray
+        Two of the values each, ``(n, 2)``.
     """
-    low_1, high_1, low_2, high_2 = (
-        np.minimum(a, b),
-        np.maximum(a, b),
-        np.minimum(c, d),
-        np.maximum(c, d),
-    )
-    first, last = np.minimum(low_1, low_2), np.maximum(high_1, high_2)
-    inner_1, inner_2 = np.maximum(low_1, low_2), np.minimum(high_1, high_2)
+    low, high = np.minimum(upper, lower), np.maximum(upper, lower)
+    first, inner_1 = np.minimum(low[:, 0], low[:, 1]), np.maximum(low[:, 0], low[:, 1])
+    inner_2, last = np.minimum(high[:, 0], high[:, 1]), np.maximum(high[:, 0], high[:, 1])
     second, third = np.minimum(inner_1, inner_2), np.maximum(inner_1, inner_2)
     best: np.ndarray = np.where(second == third, second, np.where(first == second, first, last))
     return np.where(third == last, last, best)

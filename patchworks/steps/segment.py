@@ -44,7 +44,8 @@ def segment_tile(voxels: np.ndarray, tile: Tile, segmenter: Segmenter) -> np.nda
     Returns
     -------
     numpy.ndarray
-        Integers >= 0, shape ``tile.read.shape``.
+        Integers, shape ``tile.read.shape``. That none is negative is seen when they are staged: it
+        takes a look at each voxel, which is taken there anyway.
 
     Raises
     ------
@@ -64,7 +65,7 @@ def segment_tile(voxels: np.ndarray, tile: Tile, segmenter: Segmenter) -> np.nda
 
 
 def check_labels(labels: object, tile: Tile, segmenter: Segmenter) -> np.ndarray:
-    """Return `labels` as an array of integers >= 0 of the shape read, or raise SegmenterError."""
+    """Return `labels` as an array of integers of the shape read, or raise SegmenterError."""
     where = f"{_where(tile, segmenter)} returned"
     if labels is None:
         raise SegmenterError(f"{where} None; return the labels (is a `return` missing?)")
@@ -87,11 +88,6 @@ def check_labels(labels: object, tile: Tile, segmenter: Segmenter) -> np.ndarray
     if found.dtype.kind not in "iu":
         raise SegmenterError(
             f"{where} {found.dtype}; return integers, 0 for background (labels.astype('int32'))"
-        )
-    if found.dtype.kind == "i" and found.size and found.min() < 0:
-        raise SegmenterError(
-            f"{where} the negative label {found.min()}; return 0 for background and positive "
-            f"numbers for objects"
         )
     return found
 

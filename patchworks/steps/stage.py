@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from patchworks.errors import SegmenterError
 from patchworks.geometry.grid import Tile
 from patchworks.geometry.seam import SeamPlan
 from patchworks.io.record import LABELS, TINY_BYTES, TileRecord, smallest_unsigned
 from patchworks.io.stage import Stage
+from patchworks.io.staged_labels import MIN_RUN, LabelVoxels, find_runs
 
 DENSE = 4
 """Ids up to this many times the voxels go through a table; larger ones are ranked first."""
 
 
-SMALL = 2**16
-"""Voxels of an array that fits the processor's cache."""
-
-
-def stage_tile(stage: Stage, seams: SeamPlan, tile: Tile, labels: np.ndarray) -> TileRecord:
+def stage_tile(
+    stage: Stage,
+    seams: SeamPlan,
+    tile: Tile,
+    labels: np.ndarray,
+    segmenter_name: str = "the function",
+) -> TileRecord:
     """Write a tile's staged labels, then its record.
 
     Labels of the core become 1..n in the order of their ids; those that appear only on seam planes
@@ -35,25 +40,39 @@ def stage_tile(stage: Stage, seams: SeamPlan, tile: Tile, labels: np.ndarray) ->
         The tile.
     labels : numpy.ndarray
         Labels of everything the tile reads, integers >= 0.
+    segmenter_name : str
+        What made them, for the message.
 
     Returns
     -------
     TileRecord
         As it was written.
+
+    Raises
+    ------
+    SegmenterError
+        If a label is negative.
     """
-    dense, largest = _dense(labels)
-    planes = {
-        plane.key: dense[box.relative_to(tile.read.start).slices]
-        for plane, box in seams.planes(tile)
-    }
-    core = dense[tile.core_in_read.slices]
-    table, n_labels, n_nodes = _local_ids(core, list(planes.values()), largest)
+    runs = find_runs(labels[tile.core_in_read.slices])
+    boxes = [(plane.key, box.relative_to(tile.read.start)) for plane, box in seams.planes(tile)]
+    least = int(min([runs.values.min(), *[labels[box.slices].min() for _, box in boxes]]))
+    if least < 0:
+        raise SegmenterError(
+            f"tile {tile.index} at {tile.core.start}: {segmenter_name!r} returned the negative "
+            f"label {least}; return 0 for background and positive numbers for objects"
+        )
+    values, planes, largest = _dense(runs.values, [labels[box.slices] for _, box in boxes])
+    table, n_labels, n_nodes = _local_ids(values, planes, largest)
     nodes = table.astype(smallest_unsigned(n_nodes))
-    kept = {key: nodes[plane] for key, plane in planes.items() if plane.any()}
+    kept = {key: nodes[plane] for (key, _), plane in zip(boxes, planes, strict=True) if plane.any()}
     if n_labels:
-        staged = _mapped(core, table.astype(smallest_unsigned(n_labels)))
-        if staged.nbytes <= TINY_BYTES:
-            kept[LABELS] = staged
+        local = table.astype(smallest_unsigned(n_labels))
+        staged = replace(runs, values=local.take(values, mode="clip"))
+        n_voxels = tile.core.size
+        if n_voxels * local.itemsize <= TINY_BYTES:
+            kept[LABELS] = staged.to_array()
+        elif len(values) * MIN_RUN > n_voxels:
+            stage.write_labels(tile.index, LabelVoxels(staged.to_array()))
         else:
             stage.write_labels(tile.index, staged)
     record = TileRecord(tile.index, n_labels, n_nodes, kept)
@@ -68,26 +87,28 @@ def stage_empty_tile(stage: Stage, tile: Tile) -> TileRecord:
     return record
 
 
-def _dense(labels: np.ndarray) -> tuple[np.ndarray, int]:
+def _dense(
+    values: np.ndarray, planes: Sequence[np.ndarray]
+) -> tuple[np.ndarray, Sequence[np.ndarray], int]:
     """Return labels whose ids are not much more than their number, and the largest of them.
 
     So few that a table can map them.
     """
-    largest = int(labels.max()) if labels.size else 0
-    if largest <= DENSE * labels.size + 1024:
-        return labels, largest
-    ids, ranks = np.unique(labels, return_inverse=True)
-    ranks = ranks.reshape(labels.shape) + (ids[0] != 0)
-    return ranks, int(ranks.max())
+    parts = (values, *planes)
+    largest = max([int(part.max()) for part in parts])
+    if largest <= DENSE * sum([part.size for part in parts]) + 1024:
+        return values, planes, largest
+    ids = np.unique(np.concatenate([part.ravel() for part in parts]))
+    values, *planes = [np.searchsorted(ids, part) + (ids[0] != 0) for part in parts]
+    return values, planes, len(ids)
 
 
 def _local_ids(
-    core: np.ndarray, planes: list[np.ndarray], largest: int
+    values: np.ndarray, planes: Sequence[np.ndarray], largest: int
 ) -> tuple[np.ndarray, int, int]:
     """Return the table id -> local id, the number of labels in the core, and that of all nodes."""
     owned = np.zeros(largest + 1, bool)
-    for part in _parts(core):
-        owned[_first_of_runs(part)] = True
+    owned[values] = True
     seen = np.zeros(largest + 1, bool)
     for plane in planes:
         seen[plane] = True
@@ -98,26 +119,3 @@ def _local_ids(
     table[owned] = np.arange(1, n_labels + 1)
     table[halo_only] = np.arange(n_labels + 1, n_labels + n_halo + 1)
     return table, n_labels, n_labels + n_halo
-
-
-def _first_of_runs(labels: np.ndarray) -> np.ndarray:
-    """Return the label of every run of equal ones: all labels there are, and not every voxel's."""
-    flat = np.ascontiguousarray(labels).ravel()
-    starts = np.flatnonzero(flat[1:] != flat[:-1])
-    return np.append(flat[starts + 1], flat[:1])
-
-
-def _mapped(labels: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Return ``table[labels]``, part by part."""
-    out = np.empty(labels.shape, table.dtype)
-    for part, target in zip(_parts(labels), _parts(out), strict=True):
-        np.take(table, part, out=target, mode="clip")
-    return out
-
-
-def _parts(array: np.ndarray) -> Iterable[np.ndarray]:
-    """Return the parts along the first axis, or the whole if it is small or has but two axes.
-
-    Parts fit the processor's cache; each has its price.
-    """
-    return (array,) if array.ndim < 3 or array.size <= SMALL else array

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchworks.io.record import TileRecord, read_header, smallest_unsigned
+from patchworks.io.frames import MAGIC, read_facts
+from patchworks.io.record import TileRecord, read_counts, smallest_unsigned
 from tests.strategies import label_images, shapes
 
 laws = settings(deadline=None, max_examples=60)
@@ -60,14 +61,13 @@ def test_planes_that_are_views_are_written_as_they_look():
 @laws
 @given(records())
 def test_the_header_alone_holds_the_counts(record):
-    header, _ = read_header(record.to_bytes()[:4096])
-    assert (header["n_labels"], header["n_nodes"]) == (record.n_labels, record.n_nodes)
+    assert read_counts(record.to_bytes()[:4096]) == (record.n_labels, record.n_nodes)
 
 
 def test_the_header_of_a_tile_with_all_sides_fits_what_is_read_for_the_counts():
     plane = np.ones((10**4, 1, 1, 1, 2), "uint32")
     record = TileRecord(10**8, 2**40, 2**41, dict.fromkeys(KEYS, plane))
-    _, end = read_header(record.to_bytes())
+    _, end = read_facts(record.to_bytes())
     assert end < 4096
 
 
@@ -82,7 +82,7 @@ def test_a_record_that_ends_early_raises_value_error():
             TileRecord.from_bytes(A_RECORD[:length])
 
 
-@pytest.mark.parametrize("missing", ["tile", "n_labels", "n_nodes", "planes"])
+@pytest.mark.parametrize("missing", ["tile", "n_labels", "n_nodes", "arrays"])
 def test_a_header_that_lacks_an_entry_raises_value_error(missing):
     damaged = A_RECORD.replace(f'"{missing}"'.encode(), f'"{missing[::-1]}"'.encode())
     with pytest.raises(ValueError):
@@ -100,11 +100,11 @@ def test_a_plane_of_an_unknown_dtype_raises_value_error(dtype):
     "content",
     [
         b"",
-        b"PWR1",
+        MAGIC,
         b"XXXX\0\0\0\0",
         b"\x93NUMPY" + bytes(100),
-        b"PWR1\xff\xff\xff\xff{}",
-        b"PWR1\4\0\0\0null",
+        MAGIC + b"\xff\xff\xff\xff{}",
+        MAGIC + b"\4\0\0\0null",
     ],
 )
 def test_a_file_that_is_no_record_raises_value_error(content):

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from patchworks.geometry.grid import TileGrid
-from patchworks.io.source import ImageSource, open_source
+from patchworks.io.image_source import ImageSource
+from patchworks.io.source import open_source
 from patchworks.io.tile_reader import BLOCK_BYTES, TileReader, block_shape, boxes_of
 
 SHAPE = (24, 96, 80)

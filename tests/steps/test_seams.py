@@ -292,8 +292,9 @@ def stitched(foreground: np.ndarray, seams: SeamPlan, connectivity: int) -> np.n
                     joins.append(np.array([[contact.tile, a, contact.other, b]]))
         counts = np.array([(r.n_labels, r.n_nodes) for r in records])
         relabeling = build_relabeling(counts[:, 0], counts[:, 1], np.concatenate(joins))
-        whole = gather_region(stage, grid, relabeling, Box.whole(grid.shape))
-    return np.zeros(grid.shape, "uint32") if whole is None else whole
+        image = Box.whole(grid.shape)
+        whole = gather_region(stage, grid, relabeling, image)
+    return np.zeros(grid.shape, "uint32") if whole is None else whole.read(image)
 
 
 @st.composite
