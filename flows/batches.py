@@ -10,8 +10,12 @@ from math import ceil
 import numpy as np
 
 SEGMENT_RUNS, CONVERT_RUNS, MERGE_RUNS, ESTIMATE_RUNS, LEVEL_RUNS = 96, 40, 24, 12, 6
+JOIN_RUNS = 12
 """Most task runs of a step. Each costs Dask and the server 0.15 s, and a page of 200 still reads
 well."""
+
+MIN_JOINED = 1024
+"""Tiles whose seams are judged in one task run at least; fewer take a second or a few."""
 
 TARGET_S = 12.0
 """Seconds of work in a task run, where the number of runs allows it."""

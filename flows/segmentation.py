@@ -2,7 +2,8 @@
 
 ::
 
-    set up stage ─► estimate empty tiles ─► segment tiles ─► stitch ─► merge ─► pyramid
+    set up stage ─► estimate empty tiles ─► segment tiles ─► judge seams ─► stitch ─► merge
+    ─► pyramid
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from flows import tasks
 from flows.artifacts import Progress
 from flows.batches import (
     ESTIMATE_RUNS,
+    JOIN_RUNS,
     LEVEL_RUNS,
     MAX_PROBES,
     MERGE_RUNS,
+    MIN_JOINED,
     PROBE_TILES,
     SEGMENT_RUNS,
     Batch,
@@ -145,6 +148,8 @@ class Segmentation:
         """Segment and stage every tile, in batches that last some seconds each."""
         with self.report.timed("segment"):
             done = self.plan.stage.done()
+            if len(done) < self.n_tiles:  # what was judged before, was judged on other tiles
+                self.plan.stage.remove_arrays(pipeline.JOINED)
             self.report.n_workers = self.runs.runner.n_slots("segment")
             progress = Progress("segment tiles", "tiles", self.n_tiles, len(done))
             try:
@@ -223,10 +228,22 @@ class Segmentation:
     def stitch(self) -> Relabeling:
         """Judge every seam, and number the objects."""
         with self.report.timed("stitch"):
-            self.report.n_objects = self.runs.one(tasks.stitch, {"stage": self.stage})
+            n_slots = self.runs.runner.n_slots("other")
+            n_runs = min(max(JOIN_RUNS, n_slots), self.n_tiles // MIN_JOINED)
+            batches = batches_of(0, self.n_tiles, max(1, n_runs))
+            if len(batches) > 1:
+                self.runs.each([self._judging(batch) for batch in batches])
+            arguments = {"stage": self.stage, "batches": batches}
+            self.report.n_objects = self.runs.one(tasks.stitch, arguments)
         relabeling = Relabeling.load(self.plan.stage)
         self.itemsize = relabeling.dtype.itemsize
         return relabeling
+
+    def _judging(self, batch: Batch) -> Call:
+        is_done = pipeline.load_joined(self.plan.stage, batch.span) is not None
+        arguments = {"stage": self.stage, "batch": batch}
+        options = kept_in(self.stage, is_done=is_done)
+        return Call(task=tasks.judge_seams, arguments=arguments, options=options)
 
     def merge(self, relabeling: Relabeling) -> None:
         """Write level 0, and the levels whose cells lie inside its regions."""

@@ -207,18 +207,41 @@ def segment_tiles(stage: StageOf, batch: Batch) -> dict[str, Any]:
 
 
 @task(
+    name="judge seams",
+    task_run_name="judge seams of tiles {batch.span}",
+    tags=["merge"],
+    **RETRYING,
+    **CACHED,
+)
+def judge_seams(stage: StageOf, batch: Batch) -> int:
+    """Judge the seams of a batch of tiles; returns how many labels are joined there."""
+    with portably():
+        plan = pipeline.load_plan(stage.root)
+        joined = pipeline.join_tiles(plan, batch.indices)
+        pipeline.save_joined(plan.stage, batch.span, joined)
+        return len(joined.joins)
+
+
+@task(
     name="stitch",
     task_run_name="stitch",
     tags=["merge"],
     **RETRYING,
     **UNCACHED,
 )
-def stitch(stage: StageOf) -> int:
-    """Judge every seam, number the objects, and return how many there are."""
+def stitch(stage: StageOf, batches: list[Batch]) -> int:
+    """Give the objects their numbers, and return how many there are.
+
+    The seams of a single batch are judged here, too.
+    """
     with portably():
         plan = pipeline.load_plan(stage.root)
-        joined = pipeline.join_tiles(plan, range(plan.spec.grid.n_tiles))
-        return pipeline.relabel(plan, [joined]).n_objects
+        if len(batches) == 1:
+            parts = [pipeline.join_tiles(plan, batches[0].indices)]
+        else:
+            found = [pipeline.load_joined(plan.stage, batch.span) for batch in batches]
+            parts = [part for part in found if part is not None]
+        return pipeline.relabel(plan, parts).n_objects
 
 
 @task(

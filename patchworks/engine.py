@@ -62,7 +62,9 @@ def segmented(plan: RunPlan, todo: list[int], executor: Executor, engine: Engine
     if executor.crosses_processes:
         yield from _in_batches(plan, todo, executor)
     elif engine == "processes":
-        yield from _in_processes(plan, todo, executor.n_workers)
+        with ProcessExecutor(min(executor.n_workers, max(1, len(todo)))) as processes:
+            processes.start()
+            yield from _in_processes(_for_processes(plan), todo, processes)
     elif engine == "threads" or executor.n_workers == 1 or len(todo) < 2 * executor.n_workers:
         yield from _in_threads(plan, todo, executor.n_workers)
     else:
@@ -80,12 +82,15 @@ def _in_threads(plan: RunPlan, todo: list[int], n_workers: int) -> Outcomes:
         yield [outcome]
 
 
-def _in_processes(plan: RunPlan, todo: list[int], n_workers: int) -> Outcomes:
-    plan.reader.clear()
+def _for_processes(plan: RunPlan) -> RunPlan:
+    """Return the plan with an image that other processes can read."""
     check_reachable(plan)
-    plan = make_readable(plan, by_other_processes=True)
-    plan = pipeline.stored(replace(plan, kept_bytes=plan.kept_bytes // n_workers))
-    yield from _in_batches(plan, todo, ProcessExecutor(n_workers))
+    return make_readable(plan, by_other_processes=True)
+
+
+def _in_processes(plan: RunPlan, todo: list[int], processes: ProcessExecutor) -> Outcomes:
+    kept_bytes = plan.kept_bytes // processes.n_workers
+    yield from _in_batches(pipeline.stored(replace(plan, kept_bytes=kept_bytes)), todo, processes)
 
 
 def _watched(plan: RunPlan, todo: list[int], n_workers: int) -> Outcomes:
@@ -112,11 +117,25 @@ def _watched(plan: RunPlan, todo: list[int], n_workers: int) -> Outcomes:
         plan.segmenter_name, 100 * watch.share, f"{where}worker processes" if leaves else "threads",
     )  # fmt: skip
     if leaves:
-        feed.stop()
-    for outcome in stream:  # all of them, or those that were on their way
+        yield from _leaving(plan, stream, feed, n_workers)
+        return
+    for outcome in stream:
         yield [outcome]
-    if leaves:
-        yield from _in_processes(plan, feed.left(), n_workers)
+
+
+def _leaving(plan: RunPlan, stream: Iterator[TileOutcome], feed: _Feed, n_workers: int) -> Outcomes:
+    """Go on in threads until worker processes are up, then in those."""
+    with ProcessExecutor(n_workers) as processes:
+        processes.start()
+        elsewhere = _for_processes(plan)
+        for outcome in stream:
+            yield [outcome]
+            if processes.is_ready:
+                feed.stop()
+        plan.reader.clear()
+        left = feed.left()
+        if left:
+            yield from _in_processes(elsewhere, left, processes)
 
 
 class _Feed:
@@ -124,6 +143,7 @@ class _Feed:
 
     def __init__(self, tiles: list[int]) -> None:
         self._todo = deque(tiles)
+        self._left: list[int] = []
 
     def __iter__(self) -> Iterator[int]:
         with suppress(IndexError):  # none is left, or the rest was taken back
@@ -132,7 +152,9 @@ class _Feed:
 
     def stop(self) -> None:
         """Give out no more."""
-        self._left, self._todo = list(self._todo), deque()
+        with suppress(IndexError):  # others take from it at the same time
+            while True:
+                self._left.append(self._todo.popleft())
 
     def left(self) -> list[int]:
         """Return the tiles that were not given out."""

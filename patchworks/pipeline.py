@@ -259,6 +259,24 @@ def join_tiles(plan: RunPlan, tiles: Sequence[int]) -> Joined:
     return Joined(np.array(tiles, np.int64), counts[0], counts[1], np.concatenate(found))
 
 
+JOINED = "joined-"
+"""How the names begin under which the stage keeps what tiles said."""
+
+JOINED_PARTS = ("tiles", "n_labels", "n_nodes", "joins")
+
+
+def save_joined(stage: Stage, name: str, joined: Joined) -> None:
+    """Write what some tiles said to the stage, for whoever numbers the objects."""
+    for part in JOINED_PARTS:
+        stage.write_array(f"{JOINED}{name}-{part}", getattr(joined, part))
+
+
+def load_joined(stage: Stage, name: str) -> Joined | None:
+    """Return what was written under a name, mapped from its files, or None."""
+    parts = [stage.read_array(f"{JOINED}{name}-{part}") for part in JOINED_PARTS]
+    return None if any(part is None for part in parts) else Joined(*parts)  # type: ignore[arg-type]
+
+
 class _Records:
     """The records last used; a tile's record is needed once for each of its seams."""
 

@@ -25,7 +25,7 @@ TASKS_OF_STEP: Mapping[str, tuple[str, ...]] = {
     "set up stage": ("set up stage",),
     "estimate empty tiles": ("choose threshold of empty tiles", "estimate empty tiles"),
     "segment": ("segment tiles",),
-    "stitch": ("stitch",),
+    "stitch": ("judge seams", "stitch"),
     "merge": ("merge",),
     "pyramid": (
         *("build pyramid", "finish pyramid"),

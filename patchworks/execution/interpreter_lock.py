@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 
 PAUSE_S = 0.002
 LATE_S = 0.0035
-"""A thread that holds the lock gives it up after 5 ms if others ask for it; the operating system
-lets a thread that has slept run again within a fraction of that, even where all cores are busy."""
+"""A thread that holds the lock gives it up after 5 ms if others ask for it. Where all cores are
+busy a thread that has slept may wait as long for one of them; that is told apart."""
 
 MIN_LOOKS = 20
+
+
+SCHEDSTAT = Path("/proc/thread-self/schedstat")
+"""Where Linux says how long a thread ran, and how long it was ready to and had no core, in ns."""
+
+
+@contextmanager
+def waits_for_a_core() -> Iterator[Callable[[], float]]:
+    """Give what tells how many seconds this thread has waited for a core; 0 where nobody knows."""
+    try:
+        file = os.open(SCHEDSTAT, os.O_RDONLY)
+    except OSError:  # no Linux, or one that does not count
+        yield lambda: 0.0
+        return
+    try:
+        yield lambda: int(os.pread(file, 100, 0).split()[1]) / 1e9
+    finally:
+        os.close(file)
 
 
 class LockWatch:
@@ -45,10 +67,12 @@ class LockWatch:
         self._thread.join()
 
     def _look(self) -> None:
-        while not self._ended.is_set():
-            start = time.perf_counter()
-            time.sleep(PAUSE_S)
-            self.late_s.append(time.perf_counter() - start - PAUSE_S)
+        with waits_for_a_core() as waited_s:
+            while not self._ended.is_set():
+                start, before = time.perf_counter(), waited_s()
+                time.sleep(PAUSE_S)
+                late = time.perf_counter() - start - PAUSE_S - (waited_s() - before)
+                self.late_s.append(max(0.0, late))
 
     @property
     def share(self) -> float:

@@ -7,7 +7,8 @@
                                         (those of a tiny tile are in its record)
     <stage>/records/00000/00000017.rec  its record: tile 17 is done once this exists
     <stage>/occupancy.npy               which tiles hold signal, if the run skips empty ones
-    <stage>/relabeling/                 from local to global labels
+    <stage>/joined-*.npy                what the seams of some tiles say, in a flow
+    <stage>/relabeling-*.npy            from local to global labels
     <stage>/regions/                    regions of the last pass that are written
     <stage>/image.zarr                  the image, where workers could not read it otherwise
     <stage>/batches.npy, results/       a flow's task runs and what they returned
@@ -228,6 +229,11 @@ class Stage:
                 f"{path} cannot be read ({error}); delete it and call again to make it again"
             ) from error
         return found
+
+    def remove_arrays(self, prefix: str) -> None:
+        """Delete the arrays of the run whose names begin so."""
+        for path in self.root.glob(f"{prefix}*.npy"):
+            path.unlink(missing_ok=True)
 
     def mark_region(self, region: int) -> None:
         """Note that a region of the last pass is written."""
