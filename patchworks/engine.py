@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -22,6 +21,7 @@ from patchworks import pipeline
 from patchworks.errors import InputError, PatchworksError
 from patchworks.execution.executor import Executor, shrinking_batches
 from patchworks.execution.interpreter_lock import LockWatch
+from patchworks.execution.overlap import Recall
 from patchworks.execution.processes import START_S, ProcessExecutor
 from patchworks.lazy import make_readable
 from patchworks.pipeline import RunPlan
@@ -98,11 +98,10 @@ def _watched(plan: RunPlan, todo: list[int], n_workers: int) -> Outcomes:
 
     What is looked at are real tiles, whose labels are kept.
     """
-    start, n_done, feed = time.perf_counter(), 0, _Feed(todo)
-    watch = LockWatch()
+    start, n_done, watch = time.perf_counter(), 0, LockWatch()
+    threads = _Threads(plan, todo, n_workers)
     with watch:
-        stream = pipeline.segment_stream(plan, feed, n_workers=n_workers)
-        for outcome in stream:
+        for outcome in threads.stream:
             n_done += 1
             yield [outcome]
             if time.perf_counter() - start >= WATCH_S:
@@ -117,48 +116,45 @@ def _watched(plan: RunPlan, todo: list[int], n_workers: int) -> Outcomes:
         plan.segmenter_name, 100 * watch.share, f"{where}worker processes" if leaves else "threads",
     )  # fmt: skip
     if leaves:
-        yield from _leaving(plan, stream, feed, n_workers)
+        yield from _leaving(plan, threads)
         return
-    for outcome in stream:
+    for outcome in threads.stream:
         yield [outcome]
 
 
-def _leaving(plan: RunPlan, stream: Iterator[TileOutcome], feed: _Feed, n_workers: int) -> Outcomes:
+def _leaving(plan: RunPlan, threads: _Threads) -> Outcomes:
     """Go on in threads until worker processes are up, then in those."""
-    with ProcessExecutor(n_workers) as processes:
+    threads.recall.asked = True
+    for outcome in threads.stream:
+        yield [outcome]
+    # Beside a function that holds the lock, the next lines would take ten times as long.
+    with ProcessExecutor(threads.n_workers) as processes:
         processes.start()
         elsewhere = _for_processes(plan)
-        for outcome in stream:
+        threads = _Threads(plan, threads.left(), threads.n_workers)
+        for outcome in threads.stream:
             yield [outcome]
-            if processes.is_ready:
-                feed.stop()
+            threads.recall.asked = processes.is_ready
         plan.reader.clear()
-        left = feed.left()
-        if left:
+        if left := threads.left():
             yield from _in_processes(elsewhere, left, processes)
 
 
-class _Feed:
-    """Gives out tiles until it is stopped."""
+class _Threads:
+    """Tiles that are segmented in threads until they are asked back."""
 
-    def __init__(self, tiles: list[int]) -> None:
-        self._todo = deque(tiles)
-        self._left: list[int] = []
-
-    def __iter__(self) -> Iterator[int]:
-        with suppress(IndexError):  # none is left, or the rest was taken back
-            while True:
-                yield self._todo.popleft()
-
-    def stop(self) -> None:
-        """Give out no more."""
-        with suppress(IndexError):  # others take from it at the same time
-            while True:
-                self._left.append(self._todo.popleft())
+    def __init__(self, plan: RunPlan, tiles: list[int], n_workers: int) -> None:
+        self.n_workers = n_workers
+        self.recall: Recall[Sequence[int]] = Recall()
+        self._todo = iter(tiles)
+        self.stream = pipeline.segment_stream(
+            plan, self._todo, n_workers=n_workers, recall=self.recall
+        )
 
     def left(self) -> list[int]:
-        """Return the tiles that were not given out."""
-        return self._left
+        """Return the tiles that were not segmented, once the stream has ended."""
+        returned = [tile for group in self.recall.returned for tile in group]
+        return [*returned, *self._todo]
 
 
 def _can_leave(plan: RunPlan) -> bool:

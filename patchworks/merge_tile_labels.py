@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import dask.array as da
 import numpy as np
 
 from patchworks.errors import InputError
@@ -21,6 +20,9 @@ from patchworks.plan import PathLike, RunOptions, describe_image, plan_on_grid
 from patchworks.run import whole_number
 from patchworks.run_plan import run_plan
 from patchworks.temporary import temporary_store
+
+if TYPE_CHECKING:
+    import dask.array as da
 
 
 def merge_tile_labels(

@@ -19,6 +19,7 @@ import numpy as np
 
 from patchworks.errors import PatchworksError, Patience
 from patchworks.execution.machine import Memory
+from patchworks.execution.overlap import Recall
 from patchworks.io.image_source import ImageSource
 from patchworks.io.label_image import LabelImage, LabelTarget
 from patchworks.io.record import TileRecord
@@ -193,7 +194,12 @@ def segment_tiles(
 
 
 def segment_stream(
-    plan: RunPlan, tiles: Iterable[int], *, n_workers: int = 1, max_failures: int = 1
+    plan: RunPlan,
+    tiles: Iterable[int],
+    *,
+    n_workers: int = 1,
+    max_failures: int = 1,
+    recall: Recall[Sequence[int]] | None = None,
 ) -> Iterator[TileOutcome]:
     """Read, segment and stage tiles in this process; yield what becomes of each.
 
@@ -206,11 +212,13 @@ def segment_stream(
         As in `segment_tiles`.
     n_workers : int
         Function calls at a time; one is made in the calling thread.
+    recall : Recall, optional
+        By which tiles that are not segmented yet are asked back, in groups.
     """
     occupied = plan.stage.read_array(OCCUPANCY) if plan.spec.skip_empty else None
     work = TileWork(plan.spec, plan.reader, plan.segmenter, plan.stage, occupied)
     patience = Patience(max_failures)
-    for found in work.outcomes(tiles, n_workers, plan.n_ahead):
+    for found in work.outcomes(tiles, n_workers, plan.n_ahead, recall):
         with patience.part():
             if isinstance(found, PatchworksError):
                 raise found

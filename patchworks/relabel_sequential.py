@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import dask.array as da
 import numpy as np
 
 from patchworks.errors import InputError
@@ -23,6 +23,9 @@ from patchworks.run import whole_number
 from patchworks.steps.levels import write_region
 from patchworks.steps.pyramid import pool_labels
 from patchworks.temporary import temporary_store
+
+if TYPE_CHECKING:
+    import dask.array as da
 
 
 def relabel_sequential_array(labels: np.ndarray) -> np.ndarray:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import dask.array as da
 import numpy as np
 
 from patchworks.engine import Engine, check_engine
@@ -18,6 +17,9 @@ from patchworks.plan import PathLike, RunOptions, plan_run
 from patchworks.run import whole_number
 from patchworks.run_plan import run_plan
 from patchworks.temporary import temporary_store
+
+if TYPE_CHECKING:
+    import dask.array as da
 
 
 def tile_process(

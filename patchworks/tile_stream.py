@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from patchworks.errors import PatchworksError
-from patchworks.execution.overlap import overlapped
+from patchworks.execution.overlap import Recall, overlapped
 from patchworks.geometry.grid import Tile
 from patchworks.io.stage import Stage
 from patchworks.io.tile_reader import TileReader
@@ -120,7 +120,11 @@ class TileWork:
         self.group_size = 1
 
     def outcomes(
-        self, tiles: Iterable[int], n_workers: int, n_ahead: int | None = None
+        self,
+        tiles: Iterable[int],
+        n_workers: int,
+        n_ahead: int | None = None,
+        recall: Recall[Sequence[int]] | None = None,
     ) -> Iterator[TileOutcome | PatchworksError]:
         """Yield what becomes of tiles, or the error that one of them ended with."""
         finished = overlapped(
@@ -130,6 +134,7 @@ class TileWork:
             write=self._stage_group,
             n_workers=n_workers,
             n_ahead=n_ahead,
+            recall=recall,
         )
         try:
             for group in finished:

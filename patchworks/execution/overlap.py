@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
@@ -38,6 +39,22 @@ def most_at_once(n_workers: int, n_ahead: int | None = None) -> int:
     return n_workers + 2 * (n_ahead or io_threads(n_workers))
 
 
+@dataclass
+class Recall(Generic[Item]):
+    """Asks for items back on which no work was begun, but reading them.
+
+    Parameters
+    ----------
+    asked : bool
+        Set it: no further item is computed, and what was taken and not computed is returned.
+    returned : list
+        Those.
+    """
+
+    asked: bool = False
+    returned: list[Item] = field(default_factory=list)
+
+
 def overlapped(
     items: Iterable[Item],
     *,
@@ -46,6 +63,7 @@ def overlapped(
     write: Callable[[Computed], Result],
     n_workers: int = 1,
     n_ahead: int | None = None,
+    recall: Recall[Item] | None = None,
 ) -> Generator[Future[Result], None, None]:
     """Yield what becomes of each item, as it is finished: a future that is done.
 
@@ -60,12 +78,15 @@ def overlapped(
         up a team of threads, or a context of the GPU, for every thread that calls it.
     n_ahead : int, optional
         Items read ahead, and as many being written; `io_threads` by default.
+    recall : Recall, optional
+        By which the caller may ask for items back.
 
     Notes
     -----
     Closing the iterator begins no further item and waits for what is at work.
     """
     chain = _Chain(items, read, compute, write, n_ahead or io_threads(n_workers))
+    chain.recall = recall or chain.recall
     with ThreadPoolExecutor(chain.n_ahead, thread_name_prefix="patchworks-io") as aside:
         chain.begin(aside, n_workers)
         try:
@@ -90,7 +111,8 @@ class _Chain(Generic[Item, Read, Computed, Result]):
         self.compute = compute
         self.write = write
         self.n_ahead = n_ahead
-        self.reads: deque[Future[Read]] = deque()
+        self.recall: Recall[Item] = Recall()
+        self.reads: deque[tuple[Item, Future[Read]]] = deque()
         self.lock = threading.Lock()
         self.room = threading.Semaphore(n_ahead)
         self.stopped = False
@@ -105,7 +127,7 @@ class _Chain(Generic[Item, Read, Computed, Result]):
         with self.lock:
             self.limit = 1 if n_workers == 1 else self.n_ahead
             self._fill()
-            first = self.reads[0] if self.reads and n_workers == 1 else None
+            first = self.reads[0][1] if self.reads and n_workers == 1 else None
         if first is not None:
             first.add_done_callback(lambda _: self._begun())
 
@@ -120,16 +142,20 @@ class _Chain(Generic[Item, Read, Computed, Result]):
                 item = next(self.todo)
             except StopIteration:
                 return
-            self.reads.append(self.aside.submit(self.read, item))
+            self.reads.append((item, self.aside.submit(self.read, item)))
 
     def _take(self) -> Future[Read] | None:
         """Return the item that was read first, and have another one read."""
         with self.lock:
+            if self.recall.asked:
+                self.recall.returned += [item for item, _ in self.reads]
+                self._drop()
+                return None
             if not self.reads:
                 self._fill()
             if self.stopped or not self.reads:
                 return None
-            taken = self.reads.popleft()
+            _, taken = self.reads.popleft()
             if self.limit == self.n_ahead:
                 self._fill()
             return taken
@@ -167,9 +193,12 @@ class _Chain(Generic[Item, Read, Computed, Result]):
         """Begin no further item."""
         with self.lock:
             self.stopped = True
-            for reading in self.reads:
-                reading.cancel()
-            self.reads.clear()
+            self._drop()
+
+    def _drop(self) -> None:
+        for _, reading in self.reads:
+            reading.cancel()
+        self.reads.clear()
 
 
 def _side_by_side(chain: _Chain[Any, Any, Any, Result], n_workers: int) -> Iterator[Future[Result]]:

@@ -8,6 +8,7 @@ that is spent, what is needed latest is dropped first (Belady 1966: no other rul
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,8 +29,11 @@ KEPT_BYTES = 2**29
 BLOCK_BYTES = 2**19
 """Smaller chunks are kept several at a time: each piece costs some microseconds."""
 
-FIRST_THREADS = 4
-"""Threads that decode the first tile."""
+SIDE_BY_SIDE_BYTES = 2**23
+"""Blocks of a tile that together hold as much are decoded by several threads."""
+
+MOST_THREADS = 8
+"""Threads that decode a tile at most."""
 
 MAX_SPARE = 4
 """Arrays of tiles' voxels that are kept to be used again."""
@@ -66,7 +70,8 @@ class TileReader:
         self._lock = threading.Lock()
         self._blocks: dict[Position, _Block] = {}
         self._reading: set[int] = set()
-        self._is_begun = False
+        self._turn = threading.Lock()
+        self._n_threads = min(MOST_THREADS, os.cpu_count() or 1)
         self._spare: list[np.ndarray] = []
 
     @cached_property
@@ -75,7 +80,7 @@ class TileReader:
         chunks = self.source.chunks
         if chunks is None or isinstance(self.source.stored.array, np.ndarray):
             return False
-        if prod(self._block_shape) * self.source.dtype.itemsize > self.kept_bytes // 4:
+        if self._block_bytes > self.kept_bytes // 4:
             return False
         return any(
             n > 1 and (halo > 0 or any(edge % chunk for edge in edges[:-1]))
@@ -89,6 +94,10 @@ class TileReader:
         """Extents of what is decoded at once: chunks, or several if they are tiny."""
         chunks = self.source.chunks or self.grid.shape
         return block_shape(chunks, self.grid.tile_shape, self.source.dtype.itemsize)
+
+    @property
+    def _block_bytes(self) -> int:
+        return prod(self._block_shape) * self.source.dtype.itemsize
 
     def read(self, tile: Tile) -> tuple[np.ndarray, int]:
         """Return the voxels a tile reads, and how many bytes of chunks were decoded for it.
@@ -174,13 +183,15 @@ class TileReader:
         return [Box(at, tuple([p + 1 for p in at])) for at in positions]
 
     def _decode_all(self, spans: list[Box], tile: Tile, voxels: np.ndarray) -> int:
-        """Decode boxes of blocks; those of the first tile side by side, for all wait for it."""
-        with self._lock:
-            is_first, self._is_begun = not self._is_begun, True
+        """Decode boxes of blocks; many side by side, and tile after tile.
+
+        Tiles that are decoded at the same time are all late; one after the other, by all cores
+        together, the first is there soon.
+        """
         decode = partial(self._decode, tile=tile, voxels=voxels)
-        if not is_first or len(spans) < 2:
+        if self.source.chunk_reader is None or len(spans) * self._block_bytes < SIDE_BY_SIDE_BYTES:
             return sum(map(decode, spans))
-        with ThreadPoolExecutor(FIRST_THREADS, thread_name_prefix="patchworks-first") as pool:
+        with self._turn, ThreadPoolExecutor(self._n_threads, "patchworks-decode") as pool:
             return sum(pool.map(decode, spans))
 
     def _decode(self, span: Box, tile: Tile, voxels: np.ndarray) -> int:
