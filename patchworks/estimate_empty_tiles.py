@@ -85,7 +85,7 @@ def estimate_empty_tiles(
     reader = TileReader(source, grid)
 
     def look(tiles: Sequence[int]) -> list[tuple[int, bool]]:
-        return [(i, is_occupied(reader.read(grid[i])[0], limit)) for i in tiles]
+        return [(i, is_occupied(reader, grid[i], limit)) for i in tiles]
 
     executor = ThreadExecutor(available_cores())
     occupied = np.zeros(grid.n_tiles, bool)

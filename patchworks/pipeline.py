@@ -146,7 +146,7 @@ def sample_threshold(plan: RunPlan) -> float:
 def find_occupied(plan: RunPlan, threshold: float, tiles: Sequence[int]) -> list[tuple[int, bool]]:
     """Return for each tile whether it reads any voxel above `threshold`."""
     grid = plan.spec.grid
-    return [(i, is_occupied(plan.reader.read(grid[i])[0], threshold)) for i in tiles]
+    return [(i, is_occupied(plan.reader, grid[i], threshold)) for i in tiles]
 
 
 def save_occupancy(plan: RunPlan, found: Iterable[list[tuple[int, bool]]]) -> np.ndarray:

@@ -22,7 +22,6 @@ from patchworks.io.stage import Stage
 from patchworks.io.tile_reader import TileReader
 from patchworks.run import RunSpec
 from patchworks.segmenters import Segmenter, name_of
-from patchworks.steps.occupancy import is_occupied
 from patchworks.steps.segment import read_tile, segment_tile
 from patchworks.steps.stage import stage_empty_tile, stage_tile
 
@@ -179,8 +178,9 @@ class TileWork:
             return _View(tile, "reused", n_labels=stage.read_counts(index)[0])
         if self.occupied is not None and not self.occupied.flat[index]:
             return _View(tile, "empty")
-        voxels, n_bytes = read_tile(self.reader, tile)
-        if spec.skip_empty and self.occupied is None and not _has_signal(voxels, spec):
+        looks = spec.skip_empty and self.occupied is None
+        voxels, n_bytes = read_tile(self.reader, tile, spec.empty_threshold if looks else None)
+        if voxels is None:
             return _View(tile, "empty", is_read=True, n_bytes=n_bytes)
         seconds = time.perf_counter() - start
         return _View(tile, "segmented", voxels, is_read=True, n_bytes=n_bytes, seconds=seconds)
@@ -271,8 +271,3 @@ def _part(do: Callable[[Any], Part], what: _View | PatchworksError | int) -> Par
         return do(what)
     except PatchworksError as error:
         return error
-
-
-def _has_signal(voxels: np.ndarray, spec: RunSpec) -> bool:
-    """Return whether any voxel lies above the threshold of the run, if it has one."""
-    return spec.empty_threshold is None or is_occupied(voxels, spec.empty_threshold)

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from patchworks import estimate_empty_tiles
 from patchworks.errors import PatchworksError
 from patchworks.geometry.grid import TileGrid
+from patchworks.io.source import open_source
+from patchworks.segmenters import otsu_threshold
 from tests.stores import blobs, contents, ome_zarr
 from tests.strategies import generators, halos, shapes, tile_shapes
 
@@ -110,3 +112,14 @@ def test_bad_input_is_refused(case):
     image, tile_shape, keywords = REFUSED[case]
     with pytest.raises(PatchworksError):
         estimate_empty_tiles(image, tile_shape, **keywords)
+
+
+def test_a_sample_sees_what_lies_in_the_middle_alone(tmp_path):
+    """Two whole chunks, the first and the last, would be all background."""
+    voxels = np.random.default_rng(0).poisson(100, (8, 1024, 1024)).astype("uint16")
+    voxels[:, 412:612, 412:612] += 900
+    zarr.create_array(tmp_path / "image.zarr", data=voxels, chunks=(8, 128, 128))
+    source = open_source(tmp_path / "image.zarr", channel=0, level=0)
+    found = source.sample(max_voxels=2**15)
+    assert len(found) <= 2**15
+    assert 130 < otsu_threshold(found) < 1000, "between background and signal"

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import numpy as np
 from zarr.storage import FsspecStore, LocalStore
 
 from patchworks.geometry.box import Box
+from patchworks.geometry.grid import ceil_div
 from patchworks.io.chunk_reader import ChunkReader, reader_of
 from patchworks.io.identity import identity_of_array, identity_of_zarr_array, sample_boxes
 from patchworks.io.location import Location, ZarrArray, open_array, open_group
 from patchworks.io.ngff import Calibration, Version, read_multiscale
+
+SAMPLED_BOXES = 64
+SAMPLED_BYTES = 2**27
+"""Boxes that a sample is taken from, and bytes that are read for it, at most."""
+
+SAMPLE_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -115,11 +124,20 @@ class ImageSource:
         return Box(tuple([a for a, _ in bounds]), tuple([b for _, b in bounds]))
 
     def sample(self, max_voxels: int = 2**22) -> np.ndarray:
-        """Return up to about `max_voxels` voxels from boxes spread over the image, flat."""
+        """Return up to about `max_voxels` voxels from boxes spread over the image, flat.
+
+        From many boxes some voxels of each, not all of a few: what there is to be seen may lie in
+        the middle of the image alone.
+        """
         chunk = tuple([min(c, 256) for c in self.chunks or self.shape])
-        n_boxes = max(1, max_voxels // int(np.prod(chunk)))
-        boxes = sample_boxes(self.shape, chunk, n_boxes)
-        return np.concatenate([self.read(box).ravel() for box in boxes])
+        n_voxels = prod(chunk)
+        n_boxes = min(SAMPLED_BOXES, SAMPLED_BYTES // (n_voxels * self.dtype.itemsize))
+        boxes = sample_boxes(self.shape, chunk, max(2, n_boxes, max_voxels // n_voxels))
+        step = ceil_div(sum([box.size for box in boxes]), max_voxels)
+        step += 1 - step % 2  # an even one would meet the same columns in every row
+        with ThreadPoolExecutor(SAMPLE_THREADS, "patchworks-sample") as pool:
+            parts = list(pool.map(lambda box: self.read(box).ravel()[::step], boxes))
+        return np.concatenate(parts)
 
     def identity(self) -> str:
         """Return a digest that changes when the image is written anew."""

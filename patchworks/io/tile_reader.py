@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import product
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -48,6 +49,12 @@ class _Block:
     readers: set[int]
     voxels: Future[np.ndarray] = field(default_factory=Future)
     n_bytes: int = 0
+    largest: Any = None
+
+
+def largest_of(voxels: np.ndarray) -> Any:
+    """Return the largest voxel; NaN counts for nothing."""
+    return np.fmax.reduce(voxels, axis=None) if voxels.dtype.kind == "f" else voxels.max()
 
 
 class TileReader:
@@ -99,26 +106,32 @@ class TileReader:
     def _block_bytes(self) -> int:
         return prod(self._block_shape) * self.source.dtype.itemsize
 
-    def read(self, tile: Tile) -> tuple[np.ndarray, int]:
+    def read(self, tile: Tile, above: float | None = None) -> tuple[np.ndarray | None, int]:
         """Return the voxels a tile reads, and how many bytes of chunks were decoded for it.
+
+        Parameters
+        ----------
+        tile : Tile
+            Of the grid.
+        above : float, optional
+            Return voxels only if one of them, halo included, lies above this.
 
         Returns
         -------
-        voxels : numpy.ndarray
+        voxels : numpy.ndarray or None
             Shape ``tile.read.shape``; the caller's own.
         n_bytes : int
             Bytes of the image's chunks, uncompressed; 0 if another tile had it all decoded.
         """
-        voxels = self._memory_for(tile.read.shape)
         if not self.shares_blocks:
-            return self.source.read(tile.read, voxels), self._bytes_of(tile.read)
+            voxels = self.source.read(tile.read, self._memory_for(tile.read.shape))
+            is_signal = above is None or bool(largest_of(voxels) > above)
+            return voxels if is_signal else None, self._bytes_of(tile.read)
         with self._lock:
             self._reading.add(tile.index)
             ours, theirs = self._claim(tile)
         try:
-            n_bytes = self._decode_all(self._spans(ours), tile, voxels)
-            for position, block in theirs:
-                self._copy(block.voxels.result(), self._box(position), tile, voxels)
+            return self._read(tile, ours, theirs, above)
         except BaseException as error:
             self._give_up(ours, error)
             raise
@@ -126,7 +139,35 @@ class TileReader:
             with self._lock:
                 self._reading.discard(tile.index)
                 self._release(tile)
+
+    def _read(
+        self,
+        tile: Tile,
+        ours: dict[Position, _Block],
+        theirs: dict[Position, _Block],
+        above: float | None,
+    ) -> tuple[np.ndarray | None, int]:
+        """Decode what nobody has decoded yet, and put a tile together."""
+        voxels = self._memory_for(tile.read.shape) if above is None else None
+        n_bytes = self._decode_all(self._spans(list(ours)), tile, voxels)
+        if voxels is None:  # nothing is put together before it is seen that there is signal
+            theirs = ours | theirs
+            if not any(self._is_above(above, block, at, tile) for at, block in theirs.items()):
+                return None, n_bytes
+            voxels = self._memory_for(tile.read.shape)
+        for position, block in theirs.items():
+            self._copy(block.voxels.result(), self._box(position), tile, voxels)
         return voxels, n_bytes
+
+    def _is_above(self, above: float | None, block: _Block, at: Position, tile: Tile) -> bool:
+        """Return whether a voxel that a tile reads of a block lies above a threshold."""
+        found, box = block.voxels.result(), self._box(at)
+        if block.largest is None:
+            block.largest = largest_of(found)
+        common = tile.read.intersect(box)
+        if common is None or not block.largest > above:
+            return False
+        return common == box or bool((found[common.relative_to(box.start).slices] > above).any())
 
     def _memory_for(self, shape: tuple[int, ...]) -> np.ndarray:
         """Return an array for the voxels of a tile, in memory that was given back if there is some.
@@ -163,17 +204,16 @@ class TileReader:
             self._spare.clear()
             self._blocks = {p: b for p, b in self._blocks.items() if not b.voxels.done()}
 
-    def _claim(self, tile: Tile) -> tuple[list[Position], list[tuple[Position, _Block]]]:
+    def _claim(self, tile: Tile) -> tuple[dict[Position, _Block], dict[Position, _Block]]:
         """Return the blocks of a tile that nobody has decoded yet, and those that somebody has."""
-        ours, theirs = [], []
+        ours, theirs = {}, {}
         for position in self._positions(tile.read):
             block = self._blocks.get(position)
             if block is None:
                 readers = set(self.grid.readers_of(self._box(position)))
-                self._blocks[position] = _Block(readers)
-                ours.append(position)
+                self._blocks[position] = ours[position] = _Block(readers)
             else:
-                theirs.append((position, block))
+                theirs[position] = block
         return ours, theirs
 
     def _spans(self, positions: list[Position]) -> list[Box]:
@@ -182,7 +222,7 @@ class TileReader:
             return boxes_of(positions)
         return [Box(at, tuple([p + 1 for p in at])) for at in positions]
 
-    def _decode_all(self, spans: list[Box], tile: Tile, voxels: np.ndarray) -> int:
+    def _decode_all(self, spans: list[Box], tile: Tile, voxels: np.ndarray | None) -> int:
         """Decode boxes of blocks; many side by side, and tile after tile.
 
         Tiles that are decoded at the same time are all late; one after the other, by all cores
@@ -194,11 +234,12 @@ class TileReader:
         with self._turn, ThreadPoolExecutor(self._n_threads, "patchworks-decode") as pool:
             return sum(pool.map(decode, spans))
 
-    def _decode(self, span: Box, tile: Tile, voxels: np.ndarray) -> int:
+    def _decode(self, span: Box, tile: Tile, voxels: np.ndarray | None) -> int:
         """Decode a box of blocks into a tile, and for the tiles that share them."""
         box = self._voxels_of(span)
         found = self.source.read(box)
-        self._copy(found, box, tile, voxels)
+        if voxels is not None:
+            self._copy(found, box, tile, voxels)
         for position in product(*map(range, span.start, span.stop)):
             block, part = self._blocks[position], self._box(position)
             inside = found[part.relative_to(box.start).slices]
@@ -215,11 +256,10 @@ class TileReader:
             target = voxels[common.relative_to(tile.read.start).slices]
             target[...] = found[common.relative_to(box.start).slices]
 
-    def _give_up(self, ours: list[Position], error: BaseException) -> None:
+    def _give_up(self, ours: dict[Position, _Block], error: BaseException) -> None:
         """Let those who wait for blocks that cannot be decoded fail as well."""
         with self._lock:
-            for position in ours:
-                block = self._blocks[position]
+            for position, block in ours.items():
                 if not block.voxels.done():
                     block.voxels.set_exception(error)
                     del self._blocks[position]

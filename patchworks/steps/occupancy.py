@@ -1,13 +1,14 @@
-"""Voxels of a tile → whether there is signal in them."""
+"""A tile → whether there is signal in what it reads."""
 
 from __future__ import annotations
 
-import numpy as np
+from patchworks.geometry.grid import Tile
+from patchworks.io.tile_reader import TileReader
 
 
-def is_occupied(voxels: np.ndarray, threshold: float) -> bool:
+def is_occupied(reader: TileReader, tile: Tile, threshold: float) -> bool:
     """Return whether any voxel that a tile reads, halo included, lies above `threshold`.
 
     The halo counts: an object may reach into the core with nothing but its dim rim.
     """
-    return bool((voxels > threshold).any())
+    return reader.read(tile, above=threshold)[0] is not None

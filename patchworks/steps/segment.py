@@ -10,8 +10,12 @@ from patchworks.io.tile_reader import TileReader
 from patchworks.segmenters import Segmenter, name_of
 
 
-def read_tile(reader: TileReader, tile: Tile) -> tuple[np.ndarray, int]:
+def read_tile(
+    reader: TileReader, tile: Tile, above: float | None = None
+) -> tuple[np.ndarray | None, int]:
     """Return the voxels that a tile reads, and the bytes of chunks that were decoded for it.
+
+    No voxels where none lies above the threshold `above`.
 
     Raises
     ------
@@ -19,7 +23,7 @@ def read_tile(reader: TileReader, tile: Tile) -> tuple[np.ndarray, int]:
         If the image cannot be read there.
     """
     try:
-        return reader.read(tile)
+        return reader.read(tile, above)
     except Exception as error:
         unread = ImageReadError(
             f"tile {tile.index} at {tile.core.start}: {reader.source.name} cannot be read there "

@@ -1,5 +1,6 @@
 """Laws of reading tiles that share chunks: the same voxels, decoded as rarely as memory allows."""
 
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
@@ -136,3 +137,50 @@ def test_boxes_partition_what_is_asked_for(positions):
     ]
     assert len(cells) == len(positions)
     assert set(cells) == positions
+
+
+@given(st.data())
+def test_voxels_only_where_one_lies_above(data):
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    shape = tuple(data.draw(st.integers(1, 12)) for _ in range(2))
+    dtype = data.draw(st.sampled_from(["uint8", "float32"]))
+    voxels = np.where(rng.random(shape) < 0.05, rng.integers(0, 100, shape), 0).astype(dtype)
+    if dtype == "float32":
+        voxels[rng.random(shape) < 0.05] = np.nan
+    chunks = tuple(data.draw(st.integers(1, n)) for n in shape)
+    grid = TileGrid.regular(shape, tuple(data.draw(st.integers(1, n)) for n in shape), (2, 1))
+    above = data.draw(st.sampled_from([-1.0, 0.0, 30.5, 99.0]))
+    with tempfile.TemporaryDirectory() as folder:
+        zarr.create_array(f"{folder}/i.zarr", data=voxels, chunks=chunks)
+        reader = TileReader(
+            open_source(f"{folder}/i.zarr", channel=0, level=0),
+            grid,
+            kept_bytes=data.draw(st.sampled_from([0, 200, 2**20])),
+        )
+        for tile in grid:
+            found, _ = reader.read(tile, above)
+            expected = voxels[tile.read.slices]
+            if (expected > above).any():
+                np.testing.assert_array_equal(found, expected)
+            else:
+                assert found is None
+
+
+def test_threads_that_evict_each_others_blocks_read_what_is_there(voxels, tmp_path):
+    zarr.create_array(tmp_path / "image.zarr", data=voxels, chunks=(4, 16, 16))
+    grid = TileGrid.regular(SHAPE, (8, 32, 40), (2, 4, 4))
+    source = open_source(tmp_path / "image.zarr", channel=0, level=0)
+    reader = TileReader(source, grid, kept_bytes=2**13)
+
+    def read(index: int) -> None:
+        tile = grid[index]
+        above = 59_990 if index % 2 else None
+        found, _ = reader.read(tile, above)
+        expected = voxels[tile.read.slices]
+        if above is None or (expected > above).any():
+            np.testing.assert_array_equal(found, expected)
+        else:
+            assert found is None
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(read, list(range(grid.n_tiles)) * 10))
