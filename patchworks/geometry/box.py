@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from operator import add, ge, gt, sub
 
 from patchworks.errors import InputError
 
@@ -33,9 +34,7 @@ class Box:
     stop: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if len(self.start) != len(self.stop) or any(
-            a > b for a, b in zip(self.start, self.stop, strict=True)
-        ):
+        if len(self.start) != len(self.stop) or any(map(gt, self.start, self.stop)):
             raise InputError(f"box {self.start} to {self.stop}: every start must be <= its stop")
 
     @classmethod
@@ -51,7 +50,7 @@ class Box:
     @property
     def shape(self) -> tuple[int, ...]:
         """Extent per axis, in voxels."""
-        return tuple([b - a for a, b in zip(self.start, self.stop, strict=True)])
+        return tuple(map(sub, self.stop, self.start))
 
     @property
     def size(self) -> int:
@@ -61,29 +60,26 @@ class Box:
     @property
     def slices(self) -> tuple[slice, ...]:
         """The box as an index into the array it lies in."""
-        return tuple([slice(a, b) for a, b in zip(self.start, self.stop, strict=True)])
+        return tuple(map(slice, self.start, self.stop))
 
     def grow(self, halo: tuple[int, ...], within: Box) -> Box:
         """Return the box with `halo` voxels more on each side, clipped to `within`."""
         return Box(
-            tuple([max(a - h, w) for a, h, w in zip(self.start, halo, within.start, strict=True)]),
-            tuple([min(b + h, w) for b, h, w in zip(self.stop, halo, within.stop, strict=True)]),
+            tuple(map(max, map(sub, self.start, halo), within.start)),
+            tuple(map(min, map(add, self.stop, halo), within.stop)),
         )
 
     def intersect(self, other: Box) -> Box | None:
         """Return the common box, or None where the two share no voxel."""
-        start = tuple([max(a, b) for a, b in zip(self.start, other.start, strict=True)])
-        stop = tuple([min(a, b) for a, b in zip(self.stop, other.stop, strict=True)])
-        if any(a >= b for a, b in zip(start, stop, strict=True)):
+        start = tuple(map(max, self.start, other.start))
+        stop = tuple(map(min, self.stop, other.stop))
+        if any(map(ge, start, stop)):
             return None
         return Box(start, stop)
 
     def relative_to(self, origin: tuple[int, ...]) -> Box:
         """Return the box in the coordinates of an array whose first voxel is `origin`."""
-        return Box(
-            tuple([a - o for a, o in zip(self.start, origin, strict=True)]),
-            tuple([b - o for b, o in zip(self.stop, origin, strict=True)]),
-        )
+        return Box(tuple(map(sub, self.start, origin)), tuple(map(sub, self.stop, origin)))
 
     def on_axis(self, axis: int, start: int, stop: int) -> Box:
         """Return the box with its extent on one axis replaced."""

@@ -12,7 +12,10 @@ from patchworks.geometry.grid import Tile
 from patchworks.geometry.seam import SeamPlan
 from patchworks.io.record import LABELS, TINY_BYTES, TileRecord, smallest_unsigned
 from patchworks.io.stage import Stage
-from patchworks.io.staged_labels import MIN_RUN, LabelVoxels, find_runs
+from patchworks.io.staged_labels import MIN_RUN, LabelRuns, LabelVoxels, StagedLabels, find_runs
+
+TINY = 2**12
+"""Voxels of a core in which no runs are looked for: its voxels are few enough."""
 
 DENSE = 4
 """Ids up to this many times the voxels go through a table; larger ones are ranked first."""
@@ -53,31 +56,40 @@ def stage_tile(
     SegmenterError
         If a label is negative.
     """
-    runs = find_runs(labels[tile.core_in_read.slices])
+    core = labels[tile.core_in_read.slices]
+    runs = None if core.size <= TINY else find_runs(core)
+    values = core.ravel() if runs is None else runs.values
     boxes = [(plane.key, box.relative_to(tile.read.start)) for plane, box in seams.planes(tile)]
-    least = int(min([runs.values.min(), *[labels[box.slices].min() for _, box in boxes]]))
+    least = int(min([values.min(), *[labels[box.slices].min() for _, box in boxes]]))
     if least < 0:
         raise SegmenterError(
             f"tile {tile.index} at {tile.core.start}: {segmenter_name!r} returned the negative "
             f"label {least}; return 0 for background and positive numbers for objects"
         )
-    values, planes, largest = _dense(runs.values, [labels[box.slices] for _, box in boxes])
+    values, planes, largest = _dense(values, [labels[box.slices] for _, box in boxes])
     table, n_labels, n_nodes = _local_ids(values, planes, largest)
     nodes = table.astype(smallest_unsigned(n_nodes))
     kept = {key: nodes[plane] for (key, _), plane in zip(boxes, planes, strict=True) if plane.any()}
     if n_labels:
         local = table.astype(smallest_unsigned(n_labels))
-        staged = replace(runs, values=local.take(values, mode="clip"))
-        n_voxels = tile.core.size
-        if n_voxels * local.itemsize <= TINY_BYTES:
-            kept[LABELS] = staged.to_array()
-        elif len(values) * MIN_RUN > n_voxels:
-            stage.write_labels(tile.index, LabelVoxels(staged.to_array()))
+        values = local.take(values, mode="clip")
+        staged = _staged(core, runs, values)
+        if isinstance(staged, LabelVoxels) and staged.labels.nbytes <= TINY_BYTES:
+            kept[LABELS] = staged.labels
         else:
             stage.write_labels(tile.index, staged)
     record = TileRecord(tile.index, n_labels, n_nodes, kept)
     stage.write_record(record)
     return record
+
+
+def _staged(core: np.ndarray, runs: LabelRuns | None, values: np.ndarray) -> StagedLabels:
+    """Return the labels of a core as they are staged: those of its runs, or of its voxels."""
+    if runs is None:
+        return LabelVoxels(values.reshape(core.shape))
+    found = replace(runs, values=values)
+    is_tiny = core.size * values.itemsize <= TINY_BYTES
+    return LabelVoxels(found.to_array()) if is_tiny or len(values) * MIN_RUN > core.size else found
 
 
 def stage_empty_tile(stage: Stage, tile: Tile) -> TileRecord:
