@@ -46,7 +46,7 @@ def write_whole(path: str | Path, content: bytes) -> None:
     folder, name = os.path.split(path)
     temporary = f"{folder}/.{name}.{os.getpid()}.tmp"
     try:
-        with open(temporary, "wb", buffering=0) as file:  # noqa: PTH123
+        with open(temporary, "wb") as file:  # noqa: PTH123
             file.write(content)
         os.replace(temporary, path)  # noqa: PTH105
     except BaseException:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -239,11 +241,15 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
 def test_a_write_that_fails_leaves_what_was_there_and_no_temporary_file(tmp_path, monkeypatch):
     write_whole(tmp_path / "a", b"before")
 
-    def disk_is_full(path: Path, content: bytes) -> int:
-        path.touch()
-        raise OSError(28, "No space left on device")
+    class DiskIsFull(io.BytesIO):
+        def write(self, content: bytes) -> int:
+            raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", disk_is_full)
+    def begun(path: str, *_: object) -> DiskIsFull:
+        Path(path).touch()
+        return DiskIsFull()
+
+    monkeypatch.setattr(stage_module, "open", begun, raising=False)
     with pytest.raises(OSError, match="No space left"):
         write_whole(tmp_path / "a", b"after")
     assert (tmp_path / "a").read_bytes() == b"before"
@@ -252,13 +258,13 @@ def test_a_write_that_fails_leaves_what_was_there_and_no_temporary_file(tmp_path
 
 def test_a_record_that_is_being_written_is_not_done(stage, monkeypatch):
     seen = []
-    replace = Path.replace
+    replace = os.replace
 
-    def look(path: Path, target: Path) -> Path:
+    def look(path: str, target: str) -> None:
         seen.append((stage.is_done(2), stage.done()))
-        return replace(path, target)
+        replace(path, target)
 
-    monkeypatch.setattr(Path, "replace", look)
+    monkeypatch.setattr(os, "replace", look)
     stage.write_record(RECORD)
     assert seen == [(False, [])]
 
