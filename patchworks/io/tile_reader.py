@@ -57,6 +57,16 @@ def largest_of(voxels: np.ndarray) -> Any:
     return np.fmax.reduce(voxels, axis=None) if voxels.dtype.kind == "f" else voxels.max()
 
 
+def decode_threads() -> int:
+    """Return how many threads decode a tile: all cores, or this process's share of them.
+
+    Worker processes are told theirs by OMP_NUM_THREADS, by Dask and by `ProcessExecutor`.
+    """
+    share = os.environ.get("OMP_NUM_THREADS", "")
+    n_threads = int(share) if share.isdigit() and int(share) else MOST_THREADS
+    return min(n_threads, MOST_THREADS, os.cpu_count() or 1)
+
+
 class TileReader:
     """Reads the tiles of a grid, by several threads and about in order.
 
@@ -78,7 +88,7 @@ class TileReader:
         self._blocks: dict[Position, _Block] = {}
         self._reading: set[int] = set()
         self._turn = threading.Lock()
-        self._n_threads = min(MOST_THREADS, os.cpu_count() or 1)
+        self._n_threads = decode_threads()
         self._spare: list[np.ndarray] = []
 
     @cached_property
@@ -229,7 +239,8 @@ class TileReader:
         together, the first is there soon.
         """
         decode = partial(self._decode, tile=tile, voxels=voxels)
-        if self.source.chunk_reader is None or len(spans) * self._block_bytes < SIDE_BY_SIDE_BYTES:
+        is_little = len(spans) * self._block_bytes < SIDE_BY_SIDE_BYTES
+        if self.source.chunk_reader is None or is_little or self._n_threads == 1:
             return sum(map(decode, spans))
         with self._turn, ThreadPoolExecutor(self._n_threads, "patchworks-decode") as pool:
             return sum(pool.map(decode, spans))

@@ -140,7 +140,7 @@ def _settle_identical(
 
     All pieces of such a pair coincide, so there is nothing to split: the common case by far.
     """
-    packed, shared = np.unique(_pack(ours[both], theirs[both]), return_counts=True)
+    packed, shared = _counted(_pack(ours[both], theirs[both]))
     pairs = _unpack(packed)
     size_ours, size_theirs = np.bincount(ours.ravel()), np.bincount(theirs.ravel())
     identical = (shared == size_ours[pairs[:, 0]]) & (shared == size_theirs[pairs[:, 1]])
@@ -154,7 +154,7 @@ def _join_pieces(ours: np.ndarray, theirs: np.ndarray) -> Joins:
     pieces_a, label_a = split_into_pieces(ours)
     pieces_b, label_b = split_into_pieces(theirs)
     both = (pieces_a > 0) & (pieces_b > 0)
-    packed, shared = np.unique(_pack(pieces_a[both], pieces_b[both]), return_counts=True)
+    packed, shared = _counted(_pack(pieces_a[both], pieces_b[both]))
     pairs = _unpack(packed)
     size_a, size_b = np.bincount(pieces_a.ravel()), np.bincount(pieces_b.ravel())
     union = size_a[pairs[:, 0]] + size_b[pairs[:, 1]] - shared
@@ -214,6 +214,14 @@ def _shifted(array: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the array without its last and without its first layer along `axis`."""
     front = (slice(None),) * axis
     return array[(*front, slice(None, -1))], array[(*front, slice(1, None))]
+
+
+def _counted(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the values there are, in order, and how often; by runs, so that few are sorted."""
+    starts = np.flatnonzero(np.append(True, packed[1:] != packed[:-1]))
+    values, run = np.unique(packed[starts], return_inverse=True)
+    lengths = np.diff(starts, append=packed.size)
+    return values, np.bincount(run, lengths, len(values)).astype(np.int64)
 
 
 def _pack(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import sys
 import time
@@ -50,6 +49,12 @@ def python_loop(tile: np.ndarray) -> np.ndarray:
     return (tile > n).astype(np.uint8)
 
 
+def highest_memory() -> int:
+    """Return the most memory this process has had; `ru_maxrss` begins with its parent's."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
 def segment(
     image: str, fn: Segmenter, *, n_workers: int | None = None, **options: object
 ) -> tuple[RunReport, float]:
@@ -64,9 +69,11 @@ def segment(
     return report, time.perf_counter() - start
 
 
-def label(image: str, stitch: str = "auto", skip: str = "") -> dict[str, float]:
-    report, seconds = segment(image, above_400, stitch=stitch, skip_empty=bool(skip))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def label(image: str, stitch: str = "auto", skip: str = "", tile: str = "") -> dict[str, float]:
+    shape = tuple(map(int, tile.split(","))) if tile else TILE
+    keywords = {"stitch": stitch, "skip_empty": bool(skip), "tile_shape": shape}
+    report, seconds = segment(image, above_400, **keywords)
+    peak = highest_memory()
     print(report, file=sys.stderr)
     return {"seconds": seconds, "peak": peak, "projected": report.projected_bytes}
 
@@ -119,13 +126,13 @@ def stage(image: str, staged: str) -> dict[str, float]:
     return {}
 
 
-def merge(staged: str) -> dict[str, float]:
+def merge(staged: str, levels: str = "5") -> dict[str, float]:
     from patchworks import merge_tile_labels
 
     out = f"{staged}.merged"
     shutil.rmtree(out, ignore_errors=True)
     start = time.perf_counter()
-    merge_tile_labels(staged, out, input_component="staged")
+    merge_tile_labels(staged, out, input_component="staged", pyramid_levels=int(levels))
     seconds = time.perf_counter() - start
     shutil.rmtree(out)
     return {"seconds": seconds}
@@ -151,10 +158,10 @@ def sleep(image: str) -> dict[str, float]:
     return {"of_step": report.function_s / step, "of_call": report.function_s / seconds}
 
 
-def lock(n_workers: str) -> dict[str, float]:
+def lock(n_workers: str, n_tiles: str = "120") -> dict[str, float]:
     from patchworks import tile_process
 
-    image = np.ones((32 * 120, 64), "uint16")
+    image = np.ones((32 * int(n_tiles), 64), "uint16")
     start = time.perf_counter()
     tile_process(
         image,

@@ -10,12 +10,18 @@ import zarr
 from scipy import ndimage
 
 from patchworks.geometry.grid import TileGrid
+from patchworks.geometry.pyramid import plan_pyramid
 from patchworks.io.chunk_writer import ChunkWriter
+from patchworks.io.label_image import LabelImage, LabelTarget
+from patchworks.io.location import Location
+from patchworks.io.ngff import Calibration
 from patchworks.io.record import TileRecord
 from patchworks.io.source import open_source
 from patchworks.io.stage import Stage
+from patchworks.io.staged_labels import find_runs
 from patchworks.io.tile_reader import TileReader
 from patchworks.run import RunSpec
+from patchworks.steps.levels import RegionWriter
 from patchworks.steps.merge import build_relabeling, gather_region
 from patchworks.steps.pyramid import pool_labels
 from patchworks.steps.seams import join_by_agreement, join_by_touch
@@ -87,7 +93,25 @@ def test_number_the_objects(benchmark):
 def test_relabel_a_region(benchmark, stage):
     counts = np.array([stage.read_counts(i) for i in range(GRID.n_tiles)])
     relabeling = build_relabeling(counts[:, 0], counts[:, 1], np.empty((0, 4), int))
-    benchmark(gather_region, stage, GRID, relabeling, GRID[0].core)
+    region = GRID[0].core
+    benchmark(lambda: gather_region(stage, GRID, relabeling, region).read(region))
+
+
+def test_find_runs(benchmark, labels):
+    benchmark(find_runs, labels)
+
+
+def test_write_a_region_plane_by_plane(benchmark, tmp_path: Path, labels):
+    place = Location(str(tmp_path / "l.zarr"))
+    calibration = Calibration.unknown(("z", "y", "x"))
+    target = LabelTarget(
+        location=place, image_group=None, name="l", version="0.5", calibration=calibration
+    )
+    image = LabelImage(target, plan_pyramid(GRID, 5, 2), np.dtype("uint32"), "f")
+    image.create()
+    made, writer = labels.astype("uint32"), RegionWriter(image, pool_labels)
+    region = image.pyramid.regions()[0].core
+    benchmark(writer.write, region, lambda box: made[box.slices])
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint32"])

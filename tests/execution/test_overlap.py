@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchworks.execution.overlap import most_at_once, overlapped
+from patchworks.execution.overlap import Recall, most_at_once, overlapped
 
 
 def run(items, *, read=lambda i: i, compute=lambda v: v, write=lambda v: v, n_workers=1):
@@ -114,3 +114,28 @@ def test_an_interrupt_in_the_function_is_raised_and_what_was_computed_is_written
     with pytest.raises(KeyboardInterrupt):
         run(range(100), compute=compute, write=written.append)
     assert sorted(written) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("n_workers", [1, 2, 5])
+@pytest.mark.parametrize("n_before", [0, 1, 7, 30])
+def test_what_is_asked_back_is_computed_by_nobody_and_all_else_once(n_workers, n_before):
+    recall: Recall[int] = Recall()
+    recall.asked = n_before == 0
+    todo, computed = iter(range(30)), []
+
+    def compute(value):
+        computed.append(value)
+        time.sleep(0.001)
+        return value
+
+    work = overlapped(
+        todo, read=lambda i: i, compute=compute, write=lambda v: v,
+        n_workers=n_workers, recall=recall,
+    )  # fmt: skip
+    finished = []
+    for future in work:
+        finished.append(future.result())
+        recall.asked = len(finished) >= n_before
+    assert sorted(finished) == sorted(computed)
+    assert sorted([*finished, *recall.returned, *todo]) == list(range(30))
+    assert n_before <= len(finished) <= n_before + most_at_once(n_workers)

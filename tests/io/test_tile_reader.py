@@ -1,5 +1,6 @@
 """Laws of reading tiles that share chunks: the same voxels, decoded as rarely as memory allows."""
 
+import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
@@ -14,7 +15,13 @@ from hypothesis import strategies as st
 from patchworks.geometry.grid import TileGrid
 from patchworks.io.image_source import ImageSource
 from patchworks.io.source import open_source
-from patchworks.io.tile_reader import BLOCK_BYTES, TileReader, block_shape, boxes_of
+from patchworks.io.tile_reader import (
+    BLOCK_BYTES,
+    TileReader,
+    block_shape,
+    boxes_of,
+    decode_threads,
+)
 
 SHAPE = (24, 96, 80)
 
@@ -184,3 +191,10 @@ def test_threads_that_evict_each_others_blocks_read_what_is_there(voxels, tmp_pa
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(read, list(range(grid.n_tiles)) * 10))
+
+
+@pytest.mark.parametrize("told, most", [("1", 1), ("2", 2), ("0", 8), ("", 8), ("4,2", 8)])
+def test_a_worker_decodes_with_its_share_of_the_cores(monkeypatch, told, most):
+    monkeypatch.setenv("OMP_NUM_THREADS", told)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert decode_threads() == most
