@@ -62,6 +62,7 @@ def segmented(plan: RunPlan, todo: list[int], executor: Executor, engine: Engine
     if executor.crosses_processes:
         yield from _in_batches(plan, todo, executor)
     elif engine == "processes":
+        check_reachable(plan)
         with ProcessExecutor(min(executor.n_workers, max(1, len(todo)))) as processes:
             processes.start()
             yield from _in_processes(_for_processes(plan), todo, processes)

@@ -1,7 +1,8 @@
 """What a run will need of memory, before it begins, and how it is made to fit.
 
-Three things count: chunks that are kept for tiles that share them, tiles on their way (read ahead,
-in the function, being staged), and regions of the last pass. None grows with the image.
+Four things count: chunks that are kept for tiles that share them, tiles on their way (read ahead,
+in the function, being staged), seam planes, and regions of the last pass. None grows with the
+image.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from patchworks.execution.overlap import io_threads
 from patchworks.geometry.box import Box
 from patchworks.geometry.tile_shape import WORKING_BYTES_PER_VOXEL
 from patchworks.io.tile_reader import KEPT_BYTES
-from patchworks.pipeline import RunPlan
+from patchworks.pipeline import RECORDS_BYTES, RunPlan
 
 logger = logging.getLogger("patchworks")
 
@@ -52,6 +53,8 @@ class MemoryNeed:
         Of one tile: its voxels; the function with what it is assumed to need; staging its labels.
     region_bytes : int
         Of all regions that the last pass holds at a time.
+    joining_bytes : int
+        Of the seam planes that are held while seams are judged.
     """
 
     n_workers: int
@@ -61,10 +64,11 @@ class MemoryNeed:
     working_bytes: int
     staging_bytes: int
     region_bytes: int
+    joining_bytes: int
 
     @property
     def projected_bytes(self) -> int:
-        """Bytes at the peak: of segmenting, or of the last pass."""
+        """Bytes at the peak: of segmenting, of judging seams, or of the last pass."""
         reading = 2 * self.n_ahead * self.read_bytes  # what is decoded, and the tile made of it
         segmenting = (
             self.kept_bytes
@@ -72,7 +76,7 @@ class MemoryNeed:
             + self.n_workers * self.working_bytes
             + self.n_ahead * self.staging_bytes
         )
-        return PROCESS_BYTES + max(segmenting, self.region_bytes)
+        return PROCESS_BYTES + max(segmenting, self.joining_bytes, self.region_bytes)
 
 
 def memory_need(plan: RunPlan, n_workers: int, n_cores: int) -> MemoryNeed:
@@ -99,6 +103,7 @@ def memory_need(plan: RunPlan, n_workers: int, n_cores: int) -> MemoryNeed:
         working_bytes=n_voxels * (itemsize + WORKING_BYTES_PER_VOXEL),
         staging_bytes=n_voxels * (LABEL_BYTES + STAGING_BYTES),
         region_bytes=region * REGION_BYTES * min(n_cores, plan.spec.pyramid.regions().n_tiles),
+        joining_bytes=2 * RECORDS_BYTES * min(n_cores, grid.n_tiles),  # and those being compared
     )
 
 

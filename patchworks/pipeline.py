@@ -7,6 +7,7 @@ Each may be run again at any time: what is done is left alone, and what is writt
 from __future__ import annotations
 
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -18,7 +19,7 @@ import cloudpickle
 import numpy as np
 
 from patchworks.errors import PatchworksError, Patience
-from patchworks.execution.machine import Memory
+from patchworks.execution.machine import Memory, return_free_memory
 from patchworks.execution.overlap import Recall
 from patchworks.io.image_source import ImageSource
 from patchworks.io.label_image import LabelImage, LabelTarget
@@ -38,8 +39,11 @@ logger = logging.getLogger(__name__)
 
 OCCUPANCY = "occupancy"
 PLAN_FILE = "plan.pickle"
-RECORDS_IN_MEMORY = 512
-"""Records kept while seams are judged: a tile meets the tiles of the next row again."""
+RETURN_EVERY_S = 3.0
+"""Seconds of segmenting after which free memory is given back: it takes some milliseconds."""
+
+RECORDS_BYTES = 2**26
+"""Seam planes kept while seams are judged, in each worker: a tile meets the next row again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,11 +222,15 @@ def segment_stream(
     occupied = plan.stage.read_array(OCCUPANCY) if plan.spec.skip_empty else None
     work = TileWork(plan.spec, plan.reader, plan.segmenter, plan.stage, occupied)
     patience = Patience(max_failures)
+    returned_s = time.monotonic()
     for found in work.outcomes(tiles, n_workers, plan.n_ahead, recall):
         with patience.part():
             if isinstance(found, PatchworksError):
                 raise found
             yield found
+        if time.monotonic() - returned_s > RETURN_EVERY_S:
+            return_free_memory()
+            returned_s = time.monotonic()
     patience.end()
 
 
@@ -288,15 +296,21 @@ def load_joined(stage: Stage, name: str) -> Joined | None:
 class _Records:
     """The records last used; a tile's record is needed once for each of its seams."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, max_bytes: int = RECORDS_BYTES) -> None:
         self.stage = stage
+        self.max_bytes = max_bytes
+        self.n_bytes = 0
         self.kept: OrderedDict[int, TileRecord] = OrderedDict()
 
     def __getitem__(self, tile: int) -> TileRecord:
-        record = self.kept.pop(tile, None) or self.stage.read_record(tile)
+        record = self.kept.pop(tile, None)
+        if record is None:
+            record = self.stage.read_record(tile)
+            self.n_bytes += record.n_bytes
         self.kept[tile] = record
-        if len(self.kept) > RECORDS_IN_MEMORY:
-            self.kept.popitem(last=False)
+        while self.n_bytes > self.max_bytes and len(self.kept) > 1:
+            _, dropped = self.kept.popitem(last=False)
+            self.n_bytes -= dropped.n_bytes
         return record
 
 

@@ -19,7 +19,7 @@ from patchworks.execution.executor import (
     batched,
     shrinking_batches,
 )
-from patchworks.execution.machine import Memory, available_cores
+from patchworks.execution.machine import Memory, available_cores, return_free_memory
 from patchworks.execution.progress import say, with_progress
 from patchworks.fingerprint import remember_after_run
 from patchworks.io.run_lock import RunLock, lock_path_of
@@ -228,6 +228,8 @@ class _Steps:
             self.report.n_workers = self.executor.n_workers
             for outcomes in self._segmented(todo):
                 self.report.count(outcomes)
+            self.plan.reader.clear()
+            return_free_memory()
 
     def _segmented(self, todo: list[int]) -> Iterator[list[TileOutcome]]:
         n_before = self.report.n_tiles - len(todo)

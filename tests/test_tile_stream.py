@@ -143,3 +143,16 @@ def test_memory_of_voxels_is_used_again(image):
     second, _ = reader.read(reader.grid[5])
     assert second.base is memory
     np.testing.assert_array_equal(second, image[1][reader.grid[5].read.slices])
+
+
+def test_memory_that_cannot_be_written_is_not_used_again(image):
+    reader = TileReader(
+        open_source(image[0], channel=0, level=0), TileGrid.regular((60, 60), (20, 20), (4, 4))
+    )
+    voxels, _ = reader.read(reader.grid[4])
+    voxels.base.flags.writeable = False
+    reader.give_back(voxels)
+    reader.give_back(np.zeros((28, 28), "uint8"))
+    again, _ = reader.read(reader.grid[4])
+    assert again.base is not voxels.base
+    np.testing.assert_array_equal(again, image[1][reader.grid[4].read.slices])

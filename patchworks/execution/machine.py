@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -42,6 +43,16 @@ class Memory:
 def available_memory_bytes() -> int:
     """Return the memory that is free for use now, within the limit of this process's container."""
     return Memory.of_this_process().available_bytes
+
+
+def return_free_memory() -> None:
+    """Give memory that is free back to the system, where its allocator (glibc's) can be asked to.
+
+    Else it is kept in pieces, of which fewer and fewer fit what is asked for next.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 CGROUPS = Path("/sys/fs/cgroup")

@@ -53,6 +53,11 @@ class TileRecord:
     n_nodes: int
     planes: Mapping[str, np.ndarray] = field(default_factory=dict)
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of its planes in memory."""
+        return sum([plane.nbytes for plane in self.planes.values()])
+
     def to_bytes(self) -> bytes:
         """Return the record as the bytes of its file."""
         facts = {"tile": self.tile, "n_labels": self.n_labels, "n_nodes": self.n_nodes}

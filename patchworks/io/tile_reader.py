@@ -20,15 +20,13 @@ from typing import Any
 
 import numpy as np
 
+from patchworks.geometry.blocks import Position, block_shape, boxes_of
 from patchworks.geometry.box import Box
 from patchworks.geometry.grid import Tile, TileGrid, ceil_div
 from patchworks.io.image_source import ImageSource
 
 KEPT_BYTES = 2**29
 """Decoded bytes kept for tiles that are still to be read."""
-
-BLOCK_BYTES = 2**19
-"""Smaller chunks are kept several at a time: each piece costs some microseconds."""
 
 SIDE_BY_SIDE_BYTES = 2**23
 """Blocks of a tile that together hold as much are decoded by several threads."""
@@ -38,8 +36,6 @@ MOST_THREADS = 8
 
 MAX_SPARE = 4
 """Arrays of tiles' voxels that are kept to be used again."""
-
-Position = tuple[int, ...]
 
 
 @dataclass(slots=True)
@@ -204,8 +200,9 @@ class TileReader:
         """
         memory = voxels.base
         if isinstance(memory, np.ndarray) and memory.shape == (prod(self._largest_read),):
+            suits = memory.dtype == self.source.dtype and memory.flags.writeable
             with self._lock:
-                if len(self._spare) < MAX_SPARE and memory.dtype == self.source.dtype:
+                if suits and len(self._spare) < MAX_SPARE:
                     self._spare.append(memory)
 
     def clear(self) -> None:
@@ -340,60 +337,3 @@ class TileReader:
         )
         # With all of the array's axes: a chunk that holds several channels is decoded as a whole.
         return int(n_chunks * prod(array.chunks) * self.source.dtype.itemsize)
-
-
-def block_shape(
-    chunks: tuple[int, ...], tile_shape: tuple[int, ...], itemsize: int
-) -> tuple[int, ...]:
-    """Return a multiple of the chunks worth keeping: tiny ones are taken together.
-
-    Parameters
-    ----------
-    chunks, tile_shape : tuple of int
-        Extents in voxels.
-    itemsize : int
-        Bytes of a voxel.
-
-    Examples
-    --------
-    >>> block_shape((32, 256, 256), (64, 512, 512), 2)
-    (32, 256, 256)
-    >>> block_shape((1, 64, 64), (64, 512, 512), 2)
-    (16, 128, 128)
-    """
-    block = list(chunks)
-    while prod(block) * itemsize < BLOCK_BYTES:
-        # Half of a tile at most: what is decoded for one tile is then not much more than it needs.
-        growing = [a for a, (b, t) in enumerate(zip(block, tile_shape, strict=True)) if 4 * b <= t]
-        if not growing:
-            break
-        axis = min(growing, key=lambda a: (block[a] / tile_shape[a], -a))
-        block[axis] *= 2
-    return tuple(block)
-
-
-def boxes_of(positions: list[Position]) -> list[Box]:
-    """Return disjoint boxes that hold just these positions, each as long as it goes.
-
-    Examples
-    --------
-    >>> boxes_of([(0, 0), (0, 1), (1, 0), (1, 1), (2, 1)])
-    [Box(start=(0, 0), stop=(2, 2)), Box(start=(2, 1), stop=(3, 2))]
-    """
-    left = set(positions)
-    boxes = []
-    for start in sorted(positions):
-        if start not in left:
-            continue
-        stop = [p + 1 for p in start]
-        for axis in reversed(range(len(start))):
-            while True:
-                layer = [range(a, b) for a, b in zip(start, stop, strict=True)]
-                layer[axis] = range(stop[axis], stop[axis] + 1)
-                if not left.issuperset(product(*layer)):
-                    break
-                stop[axis] += 1
-        box = Box(start, tuple(stop))
-        left.difference_update(product(*map(range, box.start, box.stop)))
-        boxes.append(box)
-    return boxes

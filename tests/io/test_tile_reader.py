@@ -12,16 +12,11 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
+from patchworks.geometry.blocks import BLOCK_BYTES, block_shape, boxes_of
 from patchworks.geometry.grid import TileGrid
 from patchworks.io.image_source import ImageSource
 from patchworks.io.source import open_source
-from patchworks.io.tile_reader import (
-    BLOCK_BYTES,
-    TileReader,
-    block_shape,
-    boxes_of,
-    decode_threads,
-)
+from patchworks.io.tile_reader import TileReader, decode_threads
 
 SHAPE = (24, 96, 80)
 
@@ -39,7 +34,7 @@ def source(request, voxels, tmp_path: Path) -> ImageSource:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr("patchworks.io.tile_reader.BLOCK_BYTES", 1024)
+    monkeypatch.setattr("patchworks.geometry.blocks.BLOCK_BYTES", 1024)
 
 
 GRIDS = [
