@@ -37,7 +37,7 @@ from flows.batches import (
 from flows.caching import StageOf, kept_in
 from flows.parameters import Run
 from flows.task_runs import TICK_S, Call, Place, TaskRuns
-from patchworks import pipeline
+from patchworks import joining, pipeline
 from patchworks.io.stage import Stage
 from patchworks.pipeline import RunPlan
 from patchworks.report import RunReport
@@ -149,7 +149,7 @@ class Segmentation:
         with self.report.timed("segment"):
             done = self.plan.stage.done()
             if len(done) < self.n_tiles:  # what was judged before, was judged on other tiles
-                self.plan.stage.remove_arrays(pipeline.JOINED)
+                self.plan.stage.remove_arrays(joining.JOINED)
             self.report.n_workers = self.runs.runner.n_slots("segment")
             progress = Progress("segment tiles", "tiles", self.n_tiles, len(done))
             try:
@@ -240,7 +240,7 @@ class Segmentation:
         return relabeling
 
     def _judging(self, batch: Batch) -> Call:
-        is_done = pipeline.load_joined(self.plan.stage, batch.span) is not None
+        is_done = joining.load_joined(self.plan.stage, batch.span) is not None
         arguments = {"stage": self.stage, "batch": batch}
         options = kept_in(self.stage, is_done=is_done)
         return Call(task=tasks.judge_seams, arguments=arguments, options=options)

@@ -17,7 +17,7 @@ from prefect import task
 from flows.batches import MAX_FAILURES, Batch
 from flows.caching import CACHED, UNCACHED, StageOf
 from flows.retries import retrying
-from patchworks import pipeline
+from patchworks import joining, pipeline
 from patchworks.conversion import pyramid, regions
 from patchworks.conversion.plan import ConversionPlan
 from patchworks.conversion.pyramid import PyramidAddition
@@ -218,7 +218,7 @@ def judge_seams(stage: StageOf, batch: Batch) -> int:
     with portably():
         plan = pipeline.load_plan(stage.root)
         joined = pipeline.join_tiles(plan, batch.indices)
-        pipeline.save_joined(plan.stage, batch.span, joined)
+        joining.save_joined(plan.stage, batch.span, joined)
         return len(joined.joins)
 
 
@@ -239,7 +239,7 @@ def stitch(stage: StageOf, batches: list[Batch]) -> int:
         if len(batches) == 1:
             parts = [pipeline.join_tiles(plan, batches[0].indices)]
         else:
-            found = [pipeline.load_joined(plan.stage, batch.span) for batch in batches]
+            found = [joining.load_joined(plan.stage, batch.span) for batch in batches]
             parts = [part for part in found if part is not None]
         return pipeline.relabel(plan, parts).n_objects
 

@@ -17,7 +17,8 @@ from patchworks.execution.overlap import io_threads
 from patchworks.geometry.box import Box
 from patchworks.geometry.tile_shape import WORKING_BYTES_PER_VOXEL
 from patchworks.io.tile_reader import KEPT_BYTES
-from patchworks.pipeline import RECORDS_BYTES, RunPlan
+from patchworks.joining import RECORDS_BYTES
+from patchworks.pipeline import RunPlan
 
 logger = logging.getLogger("patchworks")
 

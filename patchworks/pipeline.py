@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
@@ -23,16 +22,15 @@ from patchworks.execution.machine import Memory, return_free_memory
 from patchworks.execution.overlap import Recall
 from patchworks.io.image_source import ImageSource
 from patchworks.io.label_image import LabelImage, LabelTarget
-from patchworks.io.record import TileRecord
 from patchworks.io.stage import Stage, write_whole
 from patchworks.io.tile_reader import KEPT_BYTES, TileReader
+from patchworks.joining import Joined, join_records
 from patchworks.run import RunSpec
 from patchworks.segmenters import Segmenter, name_of, otsu_threshold
 from patchworks.steps import levels
 from patchworks.steps.merge import Relabeling, build_relabeling, gather_region
 from patchworks.steps.occupancy import is_occupied
 from patchworks.steps.pyramid import pool_labels
-from patchworks.steps.seams import join_contact
 from patchworks.tile_stream import TileOutcome, TileWork
 
 logger = logging.getLogger(__name__)
@@ -41,9 +39,6 @@ OCCUPANCY = "occupancy"
 PLAN_FILE = "plan.pickle"
 RETURN_EVERY_S = 3.0
 """Seconds of segmenting after which free memory is given back: it takes some milliseconds."""
-
-RECORDS_BYTES = 2**26
-"""Seam planes kept while seams are judged, in each worker: a tile meets the next row again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,84 +229,9 @@ def segment_stream(
     patience.end()
 
 
-@dataclass(frozen=True, slots=True)
-class Joined:
-    """What the records of some tiles say: their labels, and which are one object.
-
-    Parameters
-    ----------
-    tiles : numpy.ndarray
-        Indices, int64.
-    n_labels, n_nodes : numpy.ndarray
-        Of each, int64: labels that own voxels, and those plus the ones of its halo.
-    joins : numpy.ndarray
-        ``(n, 4)`` uint32: tile, local label, other tile (one after it), its local label.
-    """
-
-    tiles: np.ndarray
-    n_labels: np.ndarray
-    n_nodes: np.ndarray
-    joins: np.ndarray
-
-
 def join_tiles(plan: RunPlan, tiles: Sequence[int]) -> Joined:
     """Return what tiles hold, and their joins with the tiles after them."""
-    records = _Records(plan.stage)
-    seams = plan.spec.seams
-    found = [np.empty((0, 4), np.uint32)]
-    counts = np.zeros((2, len(tiles)), np.int64)
-    for place, index in enumerate(tiles):
-        record = records[index]
-        counts[:, place] = record.n_labels, record.n_nodes
-        if not record.planes:
-            continue
-        for contact in seams.contacts(index):
-            pairs = join_contact(seams, contact, records.__getitem__)
-            if len(pairs):
-                ends = np.empty((len(pairs), 4), np.uint32)
-                ends[:, 0], ends[:, 1] = contact.tile, pairs[:, 0]
-                ends[:, 2], ends[:, 3] = contact.other, pairs[:, 1]
-                found.append(ends)
-    return Joined(np.array(tiles, np.int64), counts[0], counts[1], np.concatenate(found))
-
-
-JOINED = "joined-"
-"""How the names begin under which the stage keeps what tiles said."""
-
-JOINED_PARTS = ("tiles", "n_labels", "n_nodes", "joins")
-
-
-def save_joined(stage: Stage, name: str, joined: Joined) -> None:
-    """Write what some tiles said to the stage, for whoever numbers the objects."""
-    for part in JOINED_PARTS:
-        stage.write_array(f"{JOINED}{name}-{part}", getattr(joined, part))
-
-
-def load_joined(stage: Stage, name: str) -> Joined | None:
-    """Return what was written under a name, mapped from its files, or None."""
-    parts = [stage.read_array(f"{JOINED}{name}-{part}") for part in JOINED_PARTS]
-    return None if any(part is None for part in parts) else Joined(*parts)  # type: ignore[arg-type]
-
-
-class _Records:
-    """The records last used; a tile's record is needed once for each of its seams."""
-
-    def __init__(self, stage: Stage, max_bytes: int = RECORDS_BYTES) -> None:
-        self.stage = stage
-        self.max_bytes = max_bytes
-        self.n_bytes = 0
-        self.kept: OrderedDict[int, TileRecord] = OrderedDict()
-
-    def __getitem__(self, tile: int) -> TileRecord:
-        record = self.kept.pop(tile, None)
-        if record is None:
-            record = self.stage.read_record(tile)
-            self.n_bytes += record.n_bytes
-        self.kept[tile] = record
-        while self.n_bytes > self.max_bytes and len(self.kept) > 1:
-            _, dropped = self.kept.popitem(last=False)
-            self.n_bytes -= dropped.n_bytes
-        return record
+    return join_records(plan.stage, plan.spec.seams, tiles)
 
 
 def relabel(plan: RunPlan, joined: Sequence[Joined]) -> Relabeling:

@@ -5,7 +5,7 @@ import pytest
 
 from patchworks.io.record import TileRecord
 from patchworks.io.stage import Stage
-from patchworks.pipeline import _Records
+from patchworks.joining import Records
 
 N_TILES = 50
 
@@ -20,7 +20,7 @@ def stage(tmp_path) -> Stage:
 
 
 def test_records_take_no_more_memory_than_they_may(stage):
-    records = _Records(stage, max_bytes=1000)
+    records = Records(stage, max_bytes=1000)
     for tile in [*range(N_TILES), 3, 3, 49]:
         assert records[tile].tile == tile
         assert sum(r.n_bytes for r in records.kept.values()) == records.n_bytes <= 1000
@@ -28,13 +28,13 @@ def test_records_take_no_more_memory_than_they_may(stage):
 
 
 def test_one_that_is_larger_is_held_alone(stage):
-    records = _Records(stage, max_bytes=10)
+    records = Records(stage, max_bytes=10)
     assert [records[tile].tile for tile in (1, 2, 2)] == [1, 2, 2]
     assert len(records.kept) == 1
 
 
 def test_what_was_used_last_is_read_once(stage, monkeypatch):
-    records = _Records(stage, max_bytes=1000)
+    records = Records(stage, max_bytes=1000)
     read = []
     whole = Stage.read_record
     monkeypatch.setattr(Stage, "read_record", lambda s, t: read.append(t) or whole(s, t))

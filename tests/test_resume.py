@@ -16,7 +16,7 @@ import pytest
 import zarr
 from scipy import ndimage
 
-from patchworks import pipeline, tile_process, tile_stream
+from patchworks import joining, pipeline, tile_process, tile_stream
 from patchworks.errors import TargetExistsError
 from patchworks.io import label_image, level_store
 from tests.stores import blobs, components, contents, counting, n_calls, ome_zarr
@@ -88,7 +88,7 @@ def test_only_missing_tiles_are_segmented_after_an_interruption(
 @pytest.mark.parametrize(
     "owner, name, after",
     [
-        (pipeline, "join_contact", 3),
+        (joining, "join_contact", 3),
         (pipeline, "relabel", 0),
         (pipeline, "gather_region", 0),
         (pipeline, "gather_region", 2),
@@ -205,7 +205,7 @@ CHILD = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from patchworks import pipeline, tile_process, tile_stream
+from patchworks import joining, pipeline, tile_process, tile_stream
 from tests.stores import components, counting
 
 store, target, calls, slow, workers = sys.argv[1:]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from importlib import import_module
 from typing import Any
@@ -31,18 +31,20 @@ NATIVE_THREADS = (
 """Variables by which libraries beneath Python are told how many threads to start."""
 
 
-def share_of_cores(n_workers: int, n_cores: int) -> dict[str, str]:
+def share_of_cores(
+    n_workers: int, n_cores: int, already_set: Container[str] = os.environ
+) -> dict[str, str]:
     """Return the variables that give each worker process its share of the cores.
 
     Else the libraries of each would start a thread for every core. What the user has set stays.
 
     Examples
     --------
-    >>> share_of_cores(2, 8)["OPENBLAS_NUM_THREADS"]
+    >>> share_of_cores(2, 8, already_set=())["OPENBLAS_NUM_THREADS"]
     '4'
     """
     share = str(max(1, n_cores // n_workers))
-    return {name: share for name in NATIVE_THREADS if name not in os.environ}
+    return {name: share for name in NATIVE_THREADS if name not in already_set}
 
 
 class ProcessExecutor:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,24 @@ def write_whole(path: str | Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+_one_at_a_time = threading.Lock()
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """Return an array in a file, mapped.
+
+    What NumPy writes at the beginning of a file it reads as Python source, and Python 3.11 raises
+    SystemError where two threads parse source at a time: so not two of ours, and once more if
+    somebody else does.
+    """
+    with _one_at_a_time:
+        try:
+            found: np.ndarray = np.load(path, mmap_mode="r")
+        except SystemError:
+            found = np.load(path, mmap_mode="r")
+    return found
 
 
 def _content(path: str, n_bytes: int = -1) -> bytes:
@@ -229,7 +248,7 @@ class Stage:
         if not path.exists():
             return None
         try:
-            found: np.ndarray = np.load(path, mmap_mode="r")
+            found = _mapped(path)
         except (OSError, ValueError, EOFError) as error:
             raise StageError(
                 f"{path} cannot be read ({error}); delete it and call again to make it again"

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import io
 import os
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -368,3 +370,37 @@ def test_marks_of_regions_belong_to_the_numbering_they_were_begun_with(stage):
     stage.mark_region(3)
     assert stage.regions_belong_to("a numbering")
     assert not stage.regions_belong_to("another")
+
+
+# --- arrays, from several threads -----------------------------------------------------------------
+
+
+def test_arrays_are_opened_by_one_thread_at_a_time(stage, monkeypatch):
+    stage.write_array("a", np.arange(3))
+    load, at_work, most = np.load, [], []
+
+    def watched(*args, **kwargs):
+        at_work.append(1)
+        most.append(len(at_work))
+        time.sleep(0.002)
+        at_work.pop()
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(np, "load", watched)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: int(stage.read_array("a")[2]), range(40)))
+    assert found == [2] * 40
+    assert max(most) == 1
+
+
+def test_python_that_trips_over_another_threads_source_is_asked_once_more(stage, monkeypatch):
+    stage.write_array("a", np.arange(3))
+    load, errors = np.load, [SystemError("AST constructor recursion depth mismatch")]
+
+    def trips(*args, **kwargs):
+        if errors:
+            raise errors.pop()
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(np, "load", trips)
+    np.testing.assert_array_equal(stage.read_array("a"), np.arange(3))
