@@ -59,11 +59,13 @@ def segmented(plan: RunPlan, todo: list[int], executor: Executor, engine: Engine
     engine : {"auto", "threads", "processes"}
         "auto": threads, until the first tiles show that worker processes are faster.
     """
+    if not todo:
+        return
     if executor.crosses_processes:
         yield from _in_batches(plan, todo, executor)
     elif engine == "processes":
         check_reachable(plan)
-        with ProcessExecutor(min(executor.n_workers, max(1, len(todo)))) as processes:
+        with ProcessExecutor(min(executor.n_workers, len(todo))) as processes:
             processes.start()
             yield from _in_processes(_for_processes(plan), todo, processes)
     elif engine == "threads" or executor.n_workers == 1 or len(todo) < 2 * executor.n_workers:
