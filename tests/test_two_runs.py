@@ -26,8 +26,10 @@ from patchworks.conversion.plan import ConversionOptions
 from patchworks.conversion.run import run_images
 from patchworks.errors import TargetExistsError, TargetInUseError
 from patchworks.execution.executor import ThreadExecutor
+from patchworks.io.location import Location
 from patchworks.io.lock_owner import LockOwner
 from patchworks.io.run_lock import RunLock
+from patchworks.io.writing import check_writable
 from patchworks.plan import RunOptions, plan_run
 from patchworks.plugins.ome_zarr import add_pyramid, to_ome_zarr, write_labels
 from patchworks.run_plan import is_finished, lock_of, run_plan
@@ -447,3 +449,10 @@ def test_label_images_that_end_at_once_are_all_listed(tmp_path):
         )
     listed = zarr.open_group(tmp_path / "image.zarr" / "labels", mode="r").attrs["ome"]["labels"]
     assert sorted(listed) == names
+
+
+def test_asking_whether_a_place_can_be_written_disturbs_nobody_who_asks_too(tmp_path):
+    place = Location.parse(tmp_path / "image.zarr" / "labels" / "nuclei")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: check_writable(place, "give another"), range(400)))
+    assert not list(tmp_path.iterdir())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from pathlib import Path
 
 from patchworks.errors import PatchworksError, TargetNotWritableError
 from patchworks.io.location import Location
@@ -12,29 +14,21 @@ from patchworks.io.location import Location
 def check_writable(place: Location, advice: str) -> None:
     """Raise TargetNotWritableError if nothing can be created at a local place.
 
-    What is made to find that out is removed again.
+    What is made to find that out has a name of its own and is removed again: folders that other
+    runs may have found there in the meantime are neither made nor removed.
     """
     if not place.is_local:
         return
     folder = place.path.parent
-    made = []
     try:
         while not folder.exists():
-            made.append(folder)
             folder = folder.parent
-        folder = place.path.parent
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{place.path.name}.probe"
-        probe.mkdir()
-        probe.rmdir()
+        with tempfile.TemporaryDirectory(prefix=".probe-", dir=folder) as probe:
+            Path(probe, place.path.relative_to(folder)).mkdir(parents=True)
     except OSError as error:
         raise TargetNotWritableError(
             f"{place}: cannot be written ({error.strerror or error}); {advice}"
         ) from error
-    finally:
-        for empty in made:
-            with suppress(OSError):
-                empty.rmdir()
 
 
 @contextmanager
