@@ -217,7 +217,10 @@ class TileReader:
         for position in self._positions(tile.read):
             block = self._blocks.get(position)
             if block is None:
-                readers = set(self.grid.readers_of(self._box(position)))
+                # Tiles before this one, but for those at work, have been read: the block was given
+                # up in between. They would seem to need it soonest, and keep it for good.
+                later = self.grid.readers_of(self._box(position))
+                readers = {i for i in later if i >= tile.index or i in self._reading}
                 self._blocks[position] = ours[position] = _Block(readers)
             else:
                 theirs[position] = block
@@ -283,10 +286,10 @@ class TileReader:
                 del self._blocks[position]
         excess = sum(block.n_bytes for block in self._blocks.values()) - self.kept_bytes
         if excess > 0:
-            self._evict(excess)
+            self._evict(excess, min(self._reading, default=tile.index))
 
-    def _evict(self, excess: int) -> None:
-        first = min(self._reading, default=0)
+    def _evict(self, excess: int, first: int) -> None:
+        """Drop what is needed latest by the tiles from `first` on."""
         by_next_use = sorted(
             ((min((i for i in b.readers if i >= first), default=self.grid.n_tiles), position, b))
             for position, b in self._blocks.items()

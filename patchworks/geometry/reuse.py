@@ -1,0 +1,95 @@
+"""How often chunks are decoded that several tiles read, and how much has to be kept for them.
+
+Tiles are read in the order of their indices, the last axis fastest. A chunk that two tiles share
+along the last axis is needed again at once; one shared along the first axis has to wait until a
+whole layer of tiles has been read::
+
+    tiles:  0 1 2      a chunk across the seam of 0 and 1 waits for one tile,
+            3 4 5      one across the seam of 0 and 3 for three
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+
+from patchworks.geometry.grid import TileGrid, ceil_div
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkReuse:
+    """What reading all tiles of a grid takes, where some chunks can be kept.
+
+    Parameters
+    ----------
+    n_chunks : int
+        Chunks that hold voxels of the image.
+    n_decoded : float
+        Times that a chunk is decoded, about.
+    n_waiting : int
+        Chunks that are kept at a time, about; never more than may be kept.
+    n_per_tile : int
+        Chunks that the tile with the largest read region reads.
+    """
+
+    n_chunks: int
+    n_decoded: float
+    n_waiting: int
+    n_per_tile: int
+
+
+def chunk_reuse(grid: TileGrid, chunks: tuple[int, ...], max_kept: int) -> ChunkReuse:
+    """Return how often chunks are decoded when `max_kept` of them may be kept.
+
+    What is needed latest is given up first, so that the chunks on seams of the first axis are the
+    first to be decoded again.
+
+    Parameters
+    ----------
+    grid : TileGrid
+        The tiles, read in the order of their indices.
+    chunks : tuple of int
+        Extents of a chunk, in voxels.
+    max_kept : int
+        Decoded chunks that may be kept.
+
+    Examples
+    --------
+    >>> grid = TileGrid.regular((128, 2048, 2048), (64, 512, 512), (16, 16, 16))
+    >>> chunk_reuse(grid, (32, 256, 256), 200)
+    ChunkReuse(n_chunks=256, n_decoded=256.0, n_waiting=148, n_per_tile=48)
+    >>> round(chunk_reuse(grid, (32, 256, 256), 0).n_decoded / 256, 1)
+    5.1
+    """
+    spans = [_spans(grid, axis, chunks[axis]) for axis in range(grid.ndim)]
+    counts = [ceil_div(n, c) for n, c in zip(grid.shape, chunks, strict=True)]
+    most = [max(len(span) for span in axis) for axis in spans]
+    n_decoded, n_waiting, left, waiting_below = float(prod(counts)), 0, max_kept, 0
+    for axis in reversed(range(grid.ndim)):
+        shared = max([_n_common(a, b) for a, b in pairwise(spans[axis])], default=0)
+        # While a chunk waits, all positions of the faster axes pass; of the slower ones, one stays.
+        more = shared * (prod(counts[axis + 1 :]) - waiting_below)
+        waiting_below = more + most[axis] * waiting_below
+        waiting = prod(most[:axis]) * more
+        if waiting <= 0:
+            continue
+        kept = min(waiting, left)
+        left -= kept
+        n_waiting += kept
+        n_read = sum(map(len, spans[axis])) / counts[axis]
+        n_decoded *= 1 + (1 - kept / waiting) * (n_read - 1)
+    return ChunkReuse(prod(counts), n_decoded, n_waiting, prod(most))
+
+
+def _spans(grid: TileGrid, axis: int, chunk: int) -> list[range]:
+    """Return per tile of an axis which chunks it reads there, halo included."""
+    halo, end = grid.halo[axis], grid.edges[axis][-1]
+    return [
+        range(max(a - halo, 0) // chunk, ceil_div(min(b + halo, end), chunk))
+        for a, b in pairwise(grid.edges[axis])
+    ]
+
+
+def _n_common(first: range, second: range) -> int:
+    return max(0, min(first.stop, second.stop) - max(first.start, second.start))
