@@ -60,7 +60,7 @@ def chunk_reuse(grid: TileGrid, chunks: tuple[int, ...], max_kept: int) -> Chunk
     >>> chunk_reuse(grid, (32, 256, 256), 200)
     ChunkReuse(n_chunks=256, n_decoded=256.0, n_waiting=148, n_per_tile=48)
     >>> round(chunk_reuse(grid, (32, 256, 256), 0).n_decoded / 256, 1)
-    5.1
+    4.6
     """
     spans = [_spans(grid, axis, chunks[axis]) for axis in range(grid.ndim)]
     counts = [ceil_div(n, c) for n, c in zip(grid.shape, chunks, strict=True)]
