@@ -2,7 +2,7 @@
 
 Four things count: chunks that are kept for tiles that share them, tiles on their way (read ahead,
 in the function, being staged), seam planes, and regions of the last pass. None grows with the
-image.
+image. What the process holds already, the interpreter, what is imported, a model, comes on top.
 """
 
 from __future__ import annotations
@@ -11,28 +11,30 @@ import logging
 from dataclasses import dataclass, replace
 from math import prod
 
+import psutil
+
 from patchworks.errors import MemoryBudgetError
 from patchworks.execution.machine import Memory
 from patchworks.execution.overlap import io_threads
-from patchworks.geometry.box import Box
-from patchworks.geometry.tile_shape import WORKING_BYTES_PER_VOXEL
+from patchworks.function_need import LABEL_BYTES
+from patchworks.geometry.grid import TileGrid
 from patchworks.io.tile_reader import KEPT_BYTES
 from patchworks.joining import RECORDS_BYTES
 from patchworks.pipeline import RunPlan
 
 logger = logging.getLogger("patchworks")
 
-LABEL_BYTES = 4
-"""Of a voxel of labels, as most functions return them."""
+RUNS_BYTES = 1
+"""Per voxel while labels are staged, beside them: where they change."""
 
-STAGING_BYTES = 8
-"""Per voxel while labels are staged: the labels, what is staged of them, and where they change."""
+PLANES = 2
+"""Planes of a seam that each of its two tiles keeps; while they are compared, as much again."""
 
 REGION_BYTES = 16
 """Per voxel of a region in the last pass: labels, staged labels, levels, what is compressed."""
 
-PROCESS_BYTES = 2**28
-"""What imports, the interpreter and the allocator's slack take beside the voxels."""
+THREADS_BYTES = 2**25
+"""What threads, buffers of files and the allocator's slack take beside the voxels."""
 
 SHARE = 0.8
 """Of the memory that is available, how much a run may plan with."""
@@ -44,40 +46,53 @@ class MemoryNeed:
 
     Parameters
     ----------
+    held_bytes : int
+        What the process holds already.
     n_workers : int
         Function calls at a time.
     n_ahead : int
-        Tiles read ahead, and as many being staged.
-    kept_bytes : int
-        Decoded chunks that are kept.
+        Tiles read ahead.
+    kept_bytes, decoding_bytes : int
+        Decoded chunks that are kept, and those of a tile that is being put together.
     read_bytes, working_bytes, staging_bytes : int
-        Of one tile: its voxels; the function with what it is assumed to need; staging its labels.
+        Of one tile: its voxels; what the function takes beside them; staging its labels.
+    fixed_bytes : int
+        What the function holds in any case.
     region_bytes : int
         Of all regions that the last pass holds at a time.
     joining_bytes : int
         Of the seam planes that are held while seams are judged.
     """
 
+    held_bytes: int
     n_workers: int
     n_ahead: int
     kept_bytes: int
+    decoding_bytes: int
     read_bytes: int
     working_bytes: int
     staging_bytes: int
+    fixed_bytes: int
     region_bytes: int
     joining_bytes: int
 
     @property
-    def projected_bytes(self) -> int:
-        """Bytes at the peak: of segmenting, of judging seams, or of the last pass."""
-        reading = 2 * self.n_ahead * self.read_bytes  # what is decoded, and the tile made of it
+    def more_bytes(self) -> int:
+        """Bytes beside what is held, at the peak of segmenting, of judging seams, of writing."""
         segmenting = (
             self.kept_bytes
-            + reading
+            + self.decoding_bytes
+            + (self.n_ahead + self.n_workers) * self.read_bytes
             + self.n_workers * self.working_bytes
-            + self.n_ahead * self.staging_bytes
+            + self.staging_bytes
         )
-        return PROCESS_BYTES + max(segmenting, self.joining_bytes, self.region_bytes)
+        most = max(segmenting, self.joining_bytes, self.region_bytes)
+        return THREADS_BYTES + self.fixed_bytes + most
+
+    @property
+    def projected_bytes(self) -> int:
+        """Bytes of the process at its peak."""
+        return self.held_bytes + self.more_bytes
 
 
 def memory_need(plan: RunPlan, n_workers: int, n_cores: int) -> MemoryNeed:
@@ -94,18 +109,28 @@ def memory_need(plan: RunPlan, n_workers: int, n_cores: int) -> MemoryNeed:
     halo = zip(grid.tile_shape, grid.halo, grid.shape, strict=True)
     n_voxels = prod([min(t + 2 * h, n) for t, h, n in halo])
     region = prod(plan.spec.pyramid.regions()[0].core.shape)
-    shared = plan.reader.shares_blocks
-    whole = prod(Box.whole(grid.shape).shape) * itemsize
+    n_workers = min(n_workers, grid.n_tiles)
+    n_ahead = min(plan.n_ahead or io_threads(n_workers), grid.n_tiles - n_workers)
     return MemoryNeed(
-        n_workers=min(n_workers, grid.n_tiles),
-        n_ahead=plan.n_ahead or io_threads(n_workers),
-        kept_bytes=min(plan.kept_bytes, whole) if shared else 0,
+        held_bytes=int(psutil.Process().memory_info().rss),
+        n_workers=n_workers,
+        n_ahead=n_ahead,
+        kept_bytes=plan.reader.most_kept_bytes,
+        decoding_bytes=plan.reader.most_decoded_bytes,
         read_bytes=n_voxels * itemsize,
-        working_bytes=n_voxels * (itemsize + WORKING_BYTES_PER_VOXEL),
-        staging_bytes=n_voxels * (LABEL_BYTES + STAGING_BYTES),
+        working_bytes=int(n_voxels * plan.need.bytes_per_voxel),
+        staging_bytes=int(n_voxels * plan.need.label_bytes + prod(grid.tile_shape) * RUNS_BYTES),
+        fixed_bytes=plan.need.fixed_bytes,
         region_bytes=region * REGION_BYTES * min(n_cores, plan.spec.pyramid.regions().n_tiles),
-        joining_bytes=2 * RECORDS_BYTES * min(n_cores, grid.n_tiles),  # and those being compared
+        joining_bytes=min(2 * RECORDS_BYTES, _plane_bytes(grid) * grid.n_tiles) * n_cores,
     )
+
+
+def _plane_bytes(grid: TileGrid) -> int:
+    """Return the bytes of the seam planes that a tile keeps, at most."""
+    voxels = prod(grid.tile_shape)
+    faces = [2 * voxels // t for t, n in zip(grid.tile_shape, grid.dims, strict=True) if n > 1]
+    return PLANES * LABEL_BYTES * sum(faces)
 
 
 def fitted(plan: RunPlan, n_workers: int, memory: Memory, n_cores: int) -> tuple[RunPlan, int]:
@@ -132,11 +157,11 @@ def fitted(plan: RunPlan, n_workers: int, memory: Memory, n_cores: int) -> tuple
     for kept, ahead in ((KEPT_BYTES, None), (KEPT_BYTES // 4, None), (KEPT_BYTES // 4, 1), (0, 1)):
         tried = replace(plan, kept_bytes=min(plan.kept_bytes, kept), n_ahead=ahead)
         need = memory_need(tried, n_workers, n_cores)
-        if need.projected_bytes <= budget:
+        if need.more_bytes <= budget:
             return tried, n_workers
     for fewer in range(n_workers - 1, 0, -1):
         need = memory_need(tried, fewer, n_cores)
-        if need.projected_bytes <= budget:
+        if need.more_bytes <= budget:
             logger.warning(
                 "%d function calls at a time would need more than the %.1f GiB of memory that are "
                 "available: %d at a time; smaller tiles would let all workers work",

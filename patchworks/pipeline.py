@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 from patchworks.errors import PatchworksError, Patience
 from patchworks.execution.machine import Memory, return_free_memory
 from patchworks.execution.overlap import Recall
+from patchworks.function_need import FunctionNeed
 from patchworks.io.image_source import ImageSource
 from patchworks.io.label_image import LabelImage, LabelTarget
 from patchworks.io.stage import Stage, write_whole
@@ -67,6 +68,8 @@ class RunPlan:
         Decoded bytes that each process keeps for tiles that share them.
     n_ahead : int, optional
         Tiles read ahead in each process; by default it depends on the number of workers.
+    need : FunctionNeed
+        What the function takes of memory: assumed, unless a probe has measured it.
     """
 
     spec: RunSpec
@@ -81,6 +84,7 @@ class RunPlan:
     may_replace: bool = False
     kept_bytes: int = KEPT_BYTES
     n_ahead: int | None = None
+    need: FunctionNeed = field(default_factory=FunctionNeed)
 
     @cached_property
     def reader(self) -> TileReader:

@@ -36,16 +36,17 @@ def plan(tmp_path_factory):
 @given(n_workers=st.integers(1, 64), gib=st.floats(0.1, 600))
 def test_a_run_is_made_to_fit_or_refused(plan, n_workers, gib):
     memory = Memory(int(2 * gib * GIB), int(gib * GIB))
-    least = memory_need(replace(plan, kept_bytes=0, n_ahead=1), 1, 4).projected_bytes
-    if least > memory.limit_bytes:
+    least = memory_need(replace(plan, kept_bytes=0, n_ahead=1), 1, 4)
+    if least.projected_bytes > memory.limit_bytes:
         with pytest.raises(MemoryBudgetError, match="tile_shape="):
             fitted(plan, n_workers, memory, 4)
         return
     made, n = fitted(plan, n_workers, memory, 4)
     assert 1 <= n <= n_workers
-    need = memory_need(made, n, 4).projected_bytes
-    assert need <= SHARE * memory.available_bytes or (n == 1 and need <= memory.limit_bytes)
-    assert need <= memory_need(plan, n_workers, 4).projected_bytes
+    need = memory_need(made, n, 4)
+    fits = need.more_bytes <= SHARE * memory.available_bytes
+    assert fits or (n == 1 and need.projected_bytes <= memory.limit_bytes)
+    assert need.more_bytes <= memory_need(plan, n_workers, 4).more_bytes
     assert (made.fingerprint, made.tiles_fingerprint) == (plan.fingerprint, plan.tiles_fingerprint)
 
 
@@ -55,7 +56,7 @@ def test_with_memory_enough_nothing_is_cut(plan):
 
 
 def test_less_is_kept_before_workers_stand_idle(plan):
-    full = memory_need(plan, 8, 8).projected_bytes
+    full = memory_need(plan, 8, 8).more_bytes
     made, n = fitted(plan, 8, Memory(900 * GIB, int(0.97 * full / SHARE)), 8)
     assert n == 8
     assert made.kept_bytes < plan.kept_bytes

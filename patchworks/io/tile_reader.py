@@ -23,6 +23,7 @@ import numpy as np
 from patchworks.geometry.blocks import Position, block_shape, boxes_of
 from patchworks.geometry.box import Box
 from patchworks.geometry.grid import Tile, TileGrid, ceil_div
+from patchworks.geometry.reuse import ChunkReuse, chunk_reuse
 from patchworks.io.image_source import ImageSource
 
 KEPT_BYTES = 2**29
@@ -111,6 +112,29 @@ class TileReader:
     @property
     def _block_bytes(self) -> int:
         return prod(self._block_shape) * self.source.dtype.itemsize
+
+    @cached_property
+    def reuse(self) -> ChunkReuse:
+        """How often blocks of chunks are decoded when all tiles are read, and how many are kept."""
+        max_kept = self.kept_bytes // self._block_bytes if self.shares_blocks else 0
+        return chunk_reuse(self.grid, self._block_shape, max_kept)
+
+    @property
+    def most_kept_bytes(self) -> int:
+        """Decoded bytes that are kept at a time, at most."""
+        return self.reuse.n_waiting * self._block_bytes
+
+    @property
+    def most_decoded_bytes(self) -> int:
+        """Decoded bytes of a tile before it is put together, beside what is kept."""
+        return self.reuse.n_per_tile * self._block_bytes if self.shares_blocks else 0
+
+    @property
+    def read_amplification(self) -> float:
+        """Voxels decoded per voxel of the image when all tiles are read, about."""
+        if self.source.chunks is None or isinstance(self.source.stored.array, np.ndarray):
+            return self.grid.n_read_voxels / prod(self.grid.shape)
+        return self.reuse.n_decoded / self.reuse.n_chunks
 
     def read(self, tile: Tile, above: float | None = None) -> tuple[np.ndarray | None, int]:
         """Return the voxels a tile reads, and how many bytes of chunks were decoded for it.
