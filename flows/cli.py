@@ -10,7 +10,7 @@ from typing import Any
 
 from patchworks.errors import PatchworksError
 from patchworks.plugins.overview import overview_png
-from patchworks.report import RunReport
+from patchworks.report import HALVINGS, RunReport
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -213,6 +213,8 @@ def _say(report: RunReport, picture: Path | None) -> None:
         ("tiles", f"{report.n_tiles} ({tiles})"),
         *[(step, f"{seconds:.2f} s") for step, seconds in report.seconds.items()],
     ]
+    if report.n_halvings:
+        lines.append(("memory", f"{report.n_halvings} {HALVINGS}"))
     lines += [("warning", warning) for warning in report.warnings]
     if picture is not None:
         lines.append(("picture", str(picture.absolute())))

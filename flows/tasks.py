@@ -195,12 +195,13 @@ def segment_tiles(stage: StageOf, batch: Batch) -> dict[str, Any]:
         plan = pipeline.load_plan(stage.root)
         outcomes = pipeline.segment_tiles(plan, batch.indices, max_failures=MAX_FAILURES)
     found: dict[str, Any] = {"segmented": 0, "empty": 0, "reused": 0, "last_s": None}
-    found |= {"n_bytes_decoded": 0, "n_bytes_needed": 0, "function_s": 0.0}
+    found |= {"n_bytes_decoded": 0, "n_bytes_needed": 0, "function_s": 0.0, "n_halvings": 0}
     for outcome in outcomes:
         found[outcome.status] += 1
         found["n_bytes_decoded"] += outcome.n_bytes
         found["n_bytes_needed"] += outcome.n_bytes_needed
         found["function_s"] += outcome.function_s
+        found["n_halvings"] += outcome.n_halvings
         if outcome.status == "segmented":
             found["last_s"] = outcome.seconds
     return found

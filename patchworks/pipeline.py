@@ -21,6 +21,7 @@ from patchworks.errors import PatchworksError, Patience
 from patchworks.execution.machine import Memory, return_free_memory
 from patchworks.execution.overlap import Recall
 from patchworks.function_need import FunctionNeed
+from patchworks.halving import VoxelLimit
 from patchworks.io.image_source import ImageSource
 from patchworks.io.label_image import LabelImage, LabelTarget
 from patchworks.io.stage import Stage, write_whole
@@ -92,8 +93,13 @@ class RunPlan:
         share = Memory.of_this_process().limit_bytes // 8  # of a small worker
         return TileReader(self.source, self.spec.grid, min(self.kept_bytes, share))
 
+    @cached_property
+    def limit(self) -> VoxelLimit:
+        """What this process knows of how many voxels the function has memory for."""
+        return VoxelLimit()
+
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "reader"}
+        return {k: v for k, v in self.__dict__.items() if k not in ("reader", "limit")}
 
     def check_target(self) -> None:
         """Raise TargetExistsError if another run's label image is there and may not be replaced.
@@ -219,7 +225,7 @@ def segment_stream(
         By which tiles that are not segmented yet are asked back, in groups.
     """
     occupied = plan.stage.read_array(OCCUPANCY) if plan.spec.skip_empty else None
-    work = TileWork(plan.spec, plan.reader, plan.segmenter, plan.stage, occupied)
+    work = TileWork(plan.spec, plan.reader, plan.segmenter, plan.stage, occupied, plan.limit)
     patience = Patience(max_failures)
     returned_s = time.monotonic()
     for found in work.outcomes(tiles, n_workers, plan.n_ahead, recall):

@@ -14,7 +14,8 @@ import numpy as np
 from patchworks.errors import InputError
 from patchworks.fingerprint import digest, function_digest
 from patchworks.geometry.grid import TileGrid
-from patchworks.geometry.tile_shape import TileShapeRule, resolve_grid
+from patchworks.geometry.halves import cut_halo
+from patchworks.geometry.tile_shape import TileShapeRule, asked_overlap, resolve_grid
 from patchworks.io.identity import identity_of_graph
 from patchworks.io.image_source import HeldArray, ImageSource
 from patchworks.io.label_image import LabelTarget
@@ -176,6 +177,7 @@ def _spec(grid: TileGrid, options: RunOptions, n_levels: int) -> RunSpec:
         pyramid_downscale=options.pyramid_downscale,
         skip_empty=bool(options.skip_empty),
         empty_threshold=finite_number("empty_threshold", options.empty_threshold),
+        cut_halo=cut_halo(grid, asked_overlap(options.overlap, grid.ndim)),
     )
 
 

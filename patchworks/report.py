@@ -10,6 +10,9 @@ from typing import Any
 
 from patchworks.tile_stream import TileOutcome
 
+HALVINGS = "times a tile was cut in two, for the function ran out of memory"
+"""What stands behind their number."""
+
 
 @dataclass
 class RunReport:
@@ -37,6 +40,9 @@ class RunReport:
         Function calls at a time.
     projected_bytes : int
         Memory that the run was planned with, at its peak; 0 where it runs in other processes.
+    n_halvings : int
+        How often a tile segmented now, or a part of one, was cut in two because the function ran
+        out of memory.
     """
 
     labels: str
@@ -52,6 +58,7 @@ class RunReport:
     function_s: float = 0.0
     n_workers: int = 1
     projected_bytes: int = 0
+    n_halvings: int = 0
 
     def count(self, outcomes: Sequence[TileOutcome]) -> None:
         """Add what became of some tiles."""
@@ -59,6 +66,7 @@ class RunReport:
             self.n_bytes_decoded += outcome.n_bytes
             self.n_bytes_needed += outcome.n_bytes_needed
             self.function_s += outcome.function_s
+            self.n_halvings += outcome.n_halvings
             if outcome.status == "segmented":
                 self.n_segmented += 1
             elif outcome.status == "empty":
@@ -68,7 +76,7 @@ class RunReport:
 
     def add(self, measured: Mapping[str, Any]) -> None:
         """Add what was measured of a batch of tiles, by the names of the fields."""
-        for name in ("n_bytes_decoded", "n_bytes_needed", "function_s"):
+        for name in ("n_bytes_decoded", "n_bytes_needed", "function_s", "n_halvings"):
             setattr(self, name, getattr(self, name) + measured.get(name, 0))
 
     @property
@@ -101,6 +109,8 @@ class RunReport:
             parts.append(f"function {self.busy:.0%} of segment")
         if self.read_amplification is not None:
             parts.append(f"each voxel decoded {self.read_amplification:.1f} times")
+        if self.n_halvings:
+            parts.append(f"{self.n_halvings} {HALVINGS}")
         if self.projected_bytes:
             parts.append(f"up to {self.projected_bytes / 2**30:.1f} GiB of memory")
         return f"{self.n_objects} objects in {self.labels} ({'; '.join(parts)})"

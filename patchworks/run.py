@@ -11,6 +11,7 @@ from typing import Literal, cast
 from patchworks.errors import InputError
 from patchworks.fingerprint import digest
 from patchworks.geometry.grid import TileGrid
+from patchworks.geometry.halves import THINNEST, CutRule
 from patchworks.geometry.pyramid import PyramidPlan, plan_pyramid
 from patchworks.geometry.seam import SeamPlan
 
@@ -37,6 +38,10 @@ class RunSpec:
         Whether tiles without signal are left out.
     empty_threshold : float or None
         The intensity up to which a voxel is no signal; None until it is known.
+    cut_halo : tuple of int, optional
+        Voxels that the halves of a tile read beyond the seam between them, where the function has
+        no memory for the whole; by default the halo of the grid. Changes nothing else, and is in no
+        fingerprint.
 
     Raises
     ------
@@ -51,6 +56,7 @@ class RunSpec:
     pyramid_downscale: int = 2
     skip_empty: bool = False
     empty_threshold: float | None = None
+    cut_halo: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         grid = self.grid
@@ -73,6 +79,13 @@ class RunSpec:
         """Which planes are kept and which tiles compared."""
         slab = tuple([h > 0 and self.stitch != "touch" for h in self.grid.halo])
         return SeamPlan(self.grid, slab, self.connectivity)
+
+    @functools.cached_property
+    def cuts(self) -> CutRule:
+        """How a tile is cut that the function has no memory for; seams are judged alike."""
+        halo = self.grid.halo if self.cut_halo is None else self.cut_halo
+        slab = tuple([h > 0 and self.stitch != "touch" for h in halo])
+        return CutRule(halo, slab, THINNEST)
 
     @functools.cached_property
     def pyramid(self) -> PyramidPlan:

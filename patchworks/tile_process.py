@@ -59,8 +59,11 @@ def tile_process(
         An OME-Zarr or plain zarr store, or an array, ``(z, y, x)`` or any 2 to 5 axes.
     fn : callable
         ``fn(tile) -> labels``: integers of the tile's shape, 0 for background. Called exactly once
-        per tile. If it has a method ``prepare(sample)``, that is called once with a sample of the
-        image and gives the function to use on every tile.
+        per tile; but where it runs out of memory (MemoryError, or what torch, cupy, TensorFlow and
+        others raise), it is called on the halves of the tile, with the same overlap, again and
+        again until it does not, and their labels are joined like those of tiles. If it has a
+        method ``prepare(sample)``, that is called once with a sample of the image and gives the
+        function to use on every tile.
     tile_shape : tuple of int, "auto", callable or None
         Core of a tile, in voxels. None: the chunks of a Dask array; for a store its chunks, or a
         multiple of tiny and a part of huge ones. "auto": what fits this machine's memory. A

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from math import inf, prod
 from typing import Any, Literal, TypeVar
@@ -16,13 +17,16 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from patchworks.errors import PatchworksError
+from patchworks.execution.out_of_memory import free_memory
 from patchworks.execution.overlap import Recall, overlapped
+from patchworks.geometry.box import Box
 from patchworks.geometry.grid import Tile
+from patchworks.halving import Halving, VoxelLimit
 from patchworks.io.stage import Stage
 from patchworks.io.tile_reader import TileReader
 from patchworks.run import RunSpec
 from patchworks.segmenters import Segmenter, name_of
-from patchworks.steps.segment import read_tile, segment_tile
+from patchworks.steps.segment import read_box, read_tile
 from patchworks.steps.stage import stage_empty_tile, stage_tile
 
 GROUP_S = 0.02
@@ -52,6 +56,8 @@ class TileOutcome:
         Bytes of its core's voxels, if it was read.
     function_s : float
         Seconds in the function alone.
+    n_halvings : int
+        How often the tile, or a part of it, was cut in two because the function ran out of memory.
     """
 
     tile: int
@@ -61,6 +67,7 @@ class TileOutcome:
     n_bytes: int = 0
     n_bytes_needed: int = 0
     function_s: float = 0.0
+    n_halvings: int = 0
 
 
 @dataclass(slots=True)
@@ -76,6 +83,7 @@ class _View:
     n_bytes: int = 0
     function_s: float = 0.0
     seconds: float = 0.0
+    n_halvings: int = 0
 
 
 Views = list[_View | PatchworksError]
@@ -98,6 +106,8 @@ class TileWork:
     occupied : numpy.ndarray, optional
         Which tiles hold signal, bool on the tile grid, where that was found out before. Else, with
         ``spec.skip_empty``, each tile is looked at when it has been read.
+    limit : VoxelLimit, optional
+        What this process knows of how many voxels the function has memory for.
     """
 
     def __init__(
@@ -107,6 +117,7 @@ class TileWork:
         segmenter: Segmenter,
         stage: Stage,
         occupied: np.ndarray | None = None,
+        limit: VoxelLimit | None = None,
     ) -> None:
         self.spec = spec
         self.reader = reader
@@ -114,6 +125,8 @@ class TileWork:
         self.stage = stage
         self.occupied = occupied
         self.itemsize = reader.source.dtype.itemsize
+        limit = limit or VoxelLimit()
+        self.halving = Halving(segmenter, spec.cuts, spec.connectivity, limit, self.itemsize)
         tile_bytes = prod(spec.grid.tile_shape) * self.itemsize
         self.max_group = max(1, min(MAX_GROUP, GROUP_BYTES // tile_bytes))
         self.group_size = 1
@@ -188,15 +201,39 @@ class TileWork:
     def _segment(self, view: _View) -> _View:
         if view.voxels is not None:
             start = time.perf_counter()
-            voxels, view.voxels = view.voxels, None
-            labels = segment_tile(voxels, view.tile, self.segmenter)
-            if is_unshared(voxels):  # the function keeps nothing of it, nor are the labels in it
-                self.reader.give_back(voxels)
-            del voxels
             # They are staged while the function is at the next tile, and may be a buffer of its.
+            labels = self._labels_of(view)
             view.labels = labels if is_unshared(labels) else labels.copy()
             view.function_s = time.perf_counter() - start
         return view
+
+    def _labels_of(self, view: _View) -> np.ndarray:
+        """Return the labels of a tile, whole or, for want of memory, of its halves."""
+        voxels, view.voxels = view.voxels, None
+        assert voxels is not None
+        if self.halving.allows(view.tile):
+            found = self.halving.attempt(voxels, view.tile)
+            if isinstance(found, np.ndarray):
+                if is_unshared(voxels):  # the function keeps nothing of it, nor are labels in it
+                    self.reader.give_back(voxels)
+                return found
+            del voxels  # the function may have changed them: they are read anew, half by half
+            free_memory()
+            read = partial(self._read_anew, view)
+            labels, view.n_halvings = self.halving.of_halves(view.tile, read, found)
+            return labels
+        part_of = partial(_part_of, voxels, view.tile.read)
+        labels, view.n_halvings = self.halving.of_halves(view.tile, part_of)
+        del part_of
+        if is_unshared(voxels):
+            self.reader.give_back(voxels)
+        return labels
+
+    def _read_anew(self, view: _View, box: Box) -> np.ndarray:
+        """Return the voxels of a box, past what is kept for other tiles."""
+        voxels, n_bytes = read_box(self.reader, view.tile, box)
+        view.n_bytes += n_bytes
+        return voxels
 
     def _stage(self, view: _View) -> TileOutcome:
         start = time.perf_counter()
@@ -217,7 +254,15 @@ class TileWork:
             view.n_bytes,
             prod(tile.core.shape) * self.itemsize if view.is_read else 0,
             view.function_s,
+            view.n_halvings,
         )
+
+
+def _part_of(voxels: np.ndarray, read: Box, box: Box) -> np.ndarray:
+    """Return what a tile has read of a box, the caller's own."""
+    index: tuple[Any, ...] = (..., *box.relative_to(read.start).slices)
+    part: np.ndarray = voxels[index]
+    return part.copy()
 
 
 def is_unshared(array: np.ndarray) -> bool:

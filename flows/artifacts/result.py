@@ -15,7 +15,7 @@ from PIL import Image
 from flows.artifacts.desk import publish
 from flows.artifacts.units import bytes_text, count_text, seconds_text
 from patchworks.conversion.run import ConversionReport
-from patchworks.report import RunReport
+from patchworks.report import HALVINGS, RunReport
 
 MAX_PICTURE_BYTES = 150_000
 """Bytes of a picture as it stands in the artifact: a row of the server's database holds them."""
@@ -83,6 +83,8 @@ def publish_result(
         "time": seconds_text(seconds),
         "objects per second": f"{report.n_objects / max(seconds, 1e-9):.3g}",
     }
+    if report.n_halvings:
+        rows["memory"] = f"{count_text(report.n_halvings)} {HALVINGS}"
     if n_bytes is not None:
         rows["size on disk"] = bytes_text(n_bytes)
     markdown = _page(

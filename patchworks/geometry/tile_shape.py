@@ -140,6 +140,20 @@ def resolve_halo(grid: TileGrid, overlap: int | Sequence[int] | None) -> tuple[i
     return tuple([int(h) if s else 0 for h, s in zip(entries, split, strict=True)])
 
 
+def asked_overlap(overlap: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
+    """Return the overlap that was asked for per axis, also where the grid has no use for one.
+
+    Examples
+    --------
+    >>> asked_overlap(None, 2), asked_overlap((0, 8), 2)
+    ((16, 16), (0, 8))
+    """
+    if overlap is None:
+        return (DEFAULT_OVERLAP,) * ndim
+    entries = overlap if isinstance(overlap, ORDERED) else [overlap] * ndim
+    return tuple(map(int, entries))
+
+
 def _is_int(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 

@@ -170,6 +170,10 @@ class TileReader:
                 self._reading.discard(tile.index)
                 self._release(tile)
 
+    def read_box(self, box: Box) -> tuple[np.ndarray, int]:
+        """Return the voxels of any box, the caller's own, and bytes decoded; nothing is kept."""
+        return self.source.read(box), self._bytes_of(box)
+
     def _read(
         self,
         tile: Tile,

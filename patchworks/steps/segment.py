@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 
 from patchworks.errors import ImageReadError, SegmenterError, may_heal
+from patchworks.geometry.box import Box
 from patchworks.geometry.grid import Tile
 from patchworks.io.tile_reader import TileReader
 from patchworks.segmenters import Segmenter, name_of
@@ -22,8 +26,27 @@ def read_tile(
     ImageReadError
         If the image cannot be read there.
     """
-    try:
+    with _naming(reader, tile):
         return reader.read(tile, above)
+
+
+def read_box(reader: TileReader, tile: Tile, box: Box) -> tuple[np.ndarray, int]:
+    """Return the voxels of a box within what a tile reads, and the bytes decoded for it.
+
+    Raises
+    ------
+    ImageReadError
+        If the image cannot be read there.
+    """
+    with _naming(reader, tile):
+        return reader.read_box(box)
+
+
+@contextmanager
+def _naming(reader: TileReader, tile: Tile) -> Iterator[None]:
+    """Say which tile cannot be read."""
+    try:
+        yield
     except Exception as error:
         unread = ImageReadError(
             f"tile {tile.index} at {tile.core.start}: {reader.source.name} cannot be read there "

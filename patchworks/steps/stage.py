@@ -61,12 +61,8 @@ def stage_tile(
     values = core.ravel() if runs is None else runs.values
     boxes = [(plane.key, box.relative_to(tile.read.start)) for plane, box in seams.planes(tile)]
     least = int(min([values.min(), *[labels[box.slices].min() for _, box in boxes]]))
-    if least < 0:
-        raise SegmenterError(
-            f"tile {tile.index} at {tile.core.start}: {segmenter_name!r} returned the negative "
-            f"label {least}; return 0 for background and positive numbers for objects"
-        )
-    values, planes, largest = _dense(values, [labels[box.slices] for _, box in boxes])
+    check_not_negative(least, tile, segmenter_name)
+    values, planes, largest = ranked(values, [labels[box.slices] for _, box in boxes])
     table, n_labels, n_nodes = _local_ids(values, planes, largest)
     nodes = table.astype(smallest_unsigned(n_nodes))
     kept = {key: nodes[plane] for (key, _), plane in zip(boxes, planes, strict=True) if plane.any()}
@@ -81,6 +77,15 @@ def stage_tile(
     record = TileRecord(tile.index, n_labels, n_nodes, kept)
     stage.write_record(record)
     return record
+
+
+def check_not_negative(least: int, tile: Tile, segmenter_name: str) -> None:
+    """Raise SegmenterError if the least label of a tile is negative."""
+    if least < 0:
+        raise SegmenterError(
+            f"tile {tile.index} at {tile.core.start}: {segmenter_name!r} returned the negative "
+            f"label {least}; return 0 for background and positive numbers for objects"
+        )
 
 
 def _staged(core: np.ndarray, runs: LabelRuns | None, values: np.ndarray) -> StagedLabels:
@@ -99,7 +104,7 @@ def stage_empty_tile(stage: Stage, tile: Tile) -> TileRecord:
     return record
 
 
-def _dense(
+def ranked(
     values: np.ndarray, planes: Sequence[np.ndarray]
 ) -> tuple[np.ndarray, Sequence[np.ndarray], int]:
     """Return labels whose ids are not much more than their number, and the largest of them.
