@@ -8,14 +8,13 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from patchworks.execution.executor import ThreadExecutor, batched
+from patchworks.emptiness import Emptiness, check_threshold, sampled_background
+from patchworks.execution.executor import Executor, ThreadExecutor, batched
 from patchworks.execution.machine import available_cores
 from patchworks.geometry.tile_shape import resolve_grid
 from patchworks.io.image_source import HeldArray
 from patchworks.io.tile_reader import TileReader
 from patchworks.plan import describe_image
-from patchworks.run import finite_number
-from patchworks.segmenters import otsu_threshold
 from patchworks.steps.occupancy import is_occupied
 
 
@@ -41,7 +40,9 @@ def estimate_empty_tiles(
 ) -> EmptyTiles:
     """Return which tiles read any voxel above a threshold.
 
-    Exact: every voxel is looked at, those of the halo too.
+    Exact, voxel by voxel, those of the halo too. An image in a store is read once for it: the
+    largest voxel of each small box is kept beside the store, in a folder that ends with
+    ``.maxima``, so that the next call and runs with ``skip_empty`` hardly read anything.
 
     Parameters
     ----------
@@ -50,14 +51,17 @@ def estimate_empty_tiles(
     tile_shape : tuple of int
         Core of a tile, in voxels.
     threshold : float, optional
-        Intensity up to which a voxel is no signal; by default Otsu's of a sample of the image.
+        Intensity up to which a voxel is no signal; by default found in a sample of the image, below
+        Otsu's threshold and above the background's noise. Where the sample does not fall into
+        background and signal, no tile with a voxel above 0 counts as empty.
     overlap : int or sequence of int
         Voxels read on each side of a core.
 
     Raises
     ------
     InputError
-        If the threshold is no finite number, or an argument of `tile_process` would be refused.
+        If the threshold is no finite number, is negative for an image without negative voxels, or
+        an argument of `tile_process` would be refused.
 
     Examples
     --------
@@ -67,8 +71,8 @@ def estimate_empty_tiles(
     >>> found["n_empty"], found["occupied"].tolist()
     (3, [[True, False], [False, False]])
     """
-    given = finite_number("threshold", threshold)
     source = describe_image(image, channel=channel, level=level)
+    given = check_threshold("threshold", threshold, source.dtype)
     if isinstance(source.stored, HeldArray) and hasattr(source.stored.array, "__dask_graph__"):
         held = HeldArray(_Computed(source.stored.array))
         source = replace(source, stored=held, chunks=None)
@@ -80,14 +84,19 @@ def estimate_empty_tiles(
         chunks=None,
         storage_chunks=None,
     )
-    limit = otsu_threshold(source.sample()) if given is None else given
-
-    reader = TileReader(source, grid)
+    executor = ThreadExecutor(available_cores())
+    known = Emptiness.of(source)
+    if known is None:
+        limit = sampled_background(source).threshold if given is None else given
+        reader = TileReader(source, grid)
+    else:
+        limit = known.choose_threshold(given)
+        _look_at_all(known, executor)
+        reader = TileReader(source, grid, maxima=known.maxima)
 
     def look(tiles: Sequence[int]) -> list[tuple[int, bool]]:
         return [(i, is_occupied(reader, grid[i], limit)) for i in tiles]
 
-    executor = ThreadExecutor(available_cores())
     occupied = np.zeros(grid.n_tiles, bool)
     for batch in executor.map(look, batched(range(grid.n_tiles), executor.max_batches)):
         for index, found in batch:
@@ -101,6 +110,14 @@ def estimate_empty_tiles(
         threshold=limit,
         occupied=occupied.reshape(grid.dims),
     )
+
+
+def _look_at_all(known: Emptiness, executor: Executor) -> None:
+    """Read what is not known of an image, and keep it."""
+    if not known.maxima.is_complete:
+        for _ in executor.map(known.look_at, batched(range(known.units.n_tiles), 2**20)):
+            pass
+    known.keep()
 
 
 class _Computed:

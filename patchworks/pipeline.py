@@ -17,6 +17,8 @@ from typing import Any
 import cloudpickle
 import numpy as np
 
+from patchworks import emptiness
+from patchworks.emptiness import Emptiness
 from patchworks.errors import PatchworksError, Patience
 from patchworks.execution.machine import Memory, return_free_memory
 from patchworks.execution.overlap import Recall
@@ -28,7 +30,7 @@ from patchworks.io.stage import Stage, write_whole
 from patchworks.io.tile_reader import KEPT_BYTES, TileReader
 from patchworks.joining import Joined, join_records
 from patchworks.run import RunSpec
-from patchworks.segmenters import Segmenter, name_of, otsu_threshold
+from patchworks.segmenters import Segmenter, name_of
 from patchworks.steps import levels
 from patchworks.steps.merge import Relabeling, build_relabeling, gather_region
 from patchworks.steps.occupancy import is_occupied
@@ -91,7 +93,8 @@ class RunPlan:
     def reader(self) -> TileReader:
         """What reads the tiles of the grid, in this process."""
         share = Memory.of_this_process().limit_bytes // 8  # of a small worker
-        return TileReader(self.source, self.spec.grid, min(self.kept_bytes, share))
+        known = emptiness.staged_map(self.stage, self.source) if self.spec.skip_empty else None
+        return TileReader(self.source, self.spec.grid, min(self.kept_bytes, share), known)
 
     @cached_property
     def limit(self) -> VoxelLimit:
@@ -144,12 +147,40 @@ def _load_plan(path: Path, _written_ns: int) -> RunPlan:
 
 
 def sample_threshold(plan: RunPlan) -> float:
-    """Return the intensity above which a voxel is signal: the one given, or Otsu's of a sample."""
+    """Return the intensity above which a voxel is signal: the one given, or that of a sample."""
     if plan.spec.empty_threshold is not None:
         return float(plan.spec.empty_threshold)
-    threshold = otsu_threshold(plan.source.sample())
-    logger.info("signal is above %g (Otsu's threshold of a sample)", threshold)
-    return threshold
+    return emptiness.sampled_background(plan.source).threshold
+
+
+def known_emptiness(plan: RunPlan) -> Emptiness | None:
+    """Return what is known of the image's maxima, and put it where all workers find it.
+
+    None where tiles are not to be left out, or the image lies in memory.
+    """
+    found = Emptiness.of(plan.source) if plan.spec.skip_empty else None
+    if found is not None:
+        emptiness.stage_map(plan.stage, found.maxima)
+    return found
+
+
+def map_maxima(plan: RunPlan, units: Sequence[int]) -> int:
+    """Read units of the image for what its map does not know; what is learned goes to the stage."""
+    known = emptiness.staged_map(plan.stage, plan.source)
+    if known is None:
+        return 0
+    before = known.known.copy()
+    n_read = Emptiness(plan.source, known).look_at(units)
+    emptiness.stage_learned(plan.stage, f"{units[0]}-{units[-1]}", known, before)
+    return n_read
+
+
+def gather_maxima(plan: RunPlan, found: Emptiness) -> None:
+    """Put together what batches have learned, for all workers and for other runs."""
+    emptiness.gather_learned(plan.stage, found.maxima)
+    emptiness.stage_map(plan.stage, found.maxima)
+    plan.stage.remove_arrays(emptiness.LEARNED)
+    found.keep()
 
 
 def find_occupied(plan: RunPlan, threshold: float, tiles: Sequence[int]) -> list[tuple[int, bool]]:

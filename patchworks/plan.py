@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from patchworks.emptiness import check_threshold
 from patchworks.errors import InputError
 from patchworks.fingerprint import digest, function_digest
 from patchworks.geometry.grid import TileGrid
@@ -30,7 +31,7 @@ from patchworks.io.source import (
 )
 from patchworks.io.stage import Stage
 from patchworks.pipeline import RunPlan
-from patchworks.run import RunSpec, finite_number, parse_stitch
+from patchworks.run import RunSpec, parse_stitch
 from patchworks.segmenters import Segmenter, name_of
 
 PathLike = str | os.PathLike[str]
@@ -148,7 +149,9 @@ def plan_on_grid(
     """Return the plan of a run whose source is open and whose tiles are known."""
     target = choose_target(source, options)
     has_pyramid = target.image_group is not None and source.n_levels > 1
-    spec = _spec(grid, options, source.n_levels if has_pyramid else DEFAULT_LEVELS)
+    threshold = check_threshold("empty_threshold", options.empty_threshold, source.dtype)
+    n_levels = source.n_levels if has_pyramid else DEFAULT_LEVELS
+    spec = _spec(grid, options, n_levels, threshold)
     function = function_digest(segmenter)
     tiles = spec.tiles_fingerprint(_identity(source, options), function)
     plan = RunPlan(
@@ -168,7 +171,7 @@ def plan_on_grid(
     return plan
 
 
-def _spec(grid: TileGrid, options: RunOptions, n_levels: int) -> RunSpec:
+def _spec(grid: TileGrid, options: RunOptions, n_levels: int, threshold: float | None) -> RunSpec:
     return RunSpec(
         grid=grid,
         stitch=parse_stitch(options.stitch),
@@ -176,7 +179,7 @@ def _spec(grid: TileGrid, options: RunOptions, n_levels: int) -> RunSpec:
         pyramid_levels=n_levels if options.pyramid_levels is None else options.pyramid_levels,
         pyramid_downscale=options.pyramid_downscale,
         skip_empty=bool(options.skip_empty),
-        empty_threshold=finite_number("empty_threshold", options.empty_threshold),
+        empty_threshold=threshold,
         cut_halo=cut_halo(grid, asked_overlap(options.overlap, grid.ndim)),
     )
 

@@ -26,6 +26,8 @@ class RunReport:
         Objects in it.
     n_tiles, n_segmented, n_empty, n_reused : int
         All tiles; those segmented now; those left out as empty; those an earlier try had done.
+    n_unread : int
+        Of the empty tiles those of which no voxel was read: the image's maximum map says it.
     seconds : dict of str to float
         Wall time per step.
     warnings : tuple of str
@@ -51,6 +53,7 @@ class RunReport:
     n_segmented: int = 0
     n_empty: int = 0
     n_reused: int = 0
+    n_unread: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     n_bytes_decoded: int = 0
@@ -71,6 +74,7 @@ class RunReport:
                 self.n_segmented += 1
             elif outcome.status == "empty":
                 self.n_empty += 1
+                self.n_unread += outcome.n_bytes_needed == 0
             else:
                 self.n_reused += 1
 
@@ -101,7 +105,8 @@ class RunReport:
 
     def __str__(self) -> str:
         tiles = f"{self.n_segmented} of {self.n_tiles} tiles segmented"
-        extra = [(self.n_empty, "empty"), (self.n_reused, "done before")]
+        empty = "empty" + f" ({self.n_unread} of them not read)" * bool(self.n_unread)
+        extra = [(self.n_empty, empty), (self.n_reused, "done before")]
         tiles += "".join(f", {n} {what}" for n, what in extra if n)
         steps = ", ".join(f"{name} {s:.2f} s" for name, s in self.seconds.items())
         parts = [tiles, steps]

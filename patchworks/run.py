@@ -95,7 +95,10 @@ class RunSpec:
     def tiles_fingerprint(self, image: str, segmenter: str) -> str:
         """Return what decides the stage: image, function, tiles, and the planes kept."""
         parts = (self.grid.edges, self.grid.halo, self.seams.slab)
-        return digest("tiles 1", image, segmenter, parts, self.skip_empty, self.empty_threshold)
+        threshold: object = self.empty_threshold
+        if self.skip_empty and threshold is None:
+            threshold = "of the image 1"  # the rule by which it is found
+        return digest("tiles 1", image, segmenter, parts, self.skip_empty, threshold)
 
     def labels_fingerprint(self, tiles: str) -> str:
         """Return what decides the label image: the stage, how it is joined, its levels."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from typing import Any, TypeVar
 
 from patchworks import pipeline
+from patchworks.emptiness import Emptiness
 from patchworks.engine import Engine, segmented
 from patchworks.errors import PatchworksError, TargetInUseError, TargetNotWritableError
 from patchworks.execution.executor import (
@@ -206,6 +208,7 @@ class _Steps:
         self.lock = lock
         self.progress = progress
         self.engine: Engine = engine
+        self.emptiness: Emptiness | None = None
 
     def prepare(self) -> None:
         """Make the image readable for every worker, prepare the function, choose what is signal."""
@@ -214,10 +217,40 @@ class _Steps:
             prepared = prepare_segmenter(plan.segmenter, plan.source)
             plan = with_segmenter(plan, prepared)
             if plan.spec.skip_empty:
-                plan = with_threshold(plan, pipeline.sample_threshold(plan))
+                plan = self._find_signal(plan)
             self.plan = plan
             if self.executor.crosses_processes:
                 self.plan = pipeline.stored(self.plan)
+            if self.emptiness is not None and self._needs_pass(self.emptiness):
+                self._look_at_all(self.emptiness)
+
+    def _find_signal(self, plan: RunPlan) -> RunPlan:
+        """Choose what is signal; see what is known of where it is."""
+        self.emptiness = pipeline.known_emptiness(plan)
+        if self.emptiness is None:
+            return with_threshold(plan, pipeline.sample_threshold(plan))
+        return with_threshold(plan, self.emptiness.choose_threshold(plan.spec.empty_threshold))
+
+    def _needs_pass(self, known: Emptiness) -> bool:
+        """Whether the map of maxima is not made in passing, while tiles are looked at."""
+        if known.maxima.is_complete:
+            return False
+        elsewhere = self.executor.crosses_processes or self.engine == "processes"
+        return elsewhere or known.was_begun or not self.plan.reader.learns_all
+
+    def _look_at_all(self, known: Emptiness) -> None:
+        """Read the image for what its map does not know."""
+        units = range(known.units.n_tiles)
+        look: Callable[[Batch], int]
+        if self.others.crosses_processes:
+            look = partial(pipeline.map_maxima, self.plan)
+            batches = batched(units, 4 * self.others.n_workers)
+        else:
+            look, batches = known.look_at, batched(units, self.others.max_batches)
+        for _ in self.others.map(look, batches):
+            pass
+        pipeline.gather_maxima(self.plan, known)
+        self.plan = replace(self.plan)  # with a reader that knows it
 
     def segment(self) -> None:
         """Segment and stage every tile that is not done."""
@@ -228,6 +261,9 @@ class _Steps:
             self.report.n_workers = self.executor.n_workers
             for outcomes in self._segmented(todo):
                 self.report.count(outcomes)
+            if self.emptiness is not None:
+                self.emptiness.take(self.plan.reader.maxima)
+                self.emptiness.keep()
             self.plan.reader.clear()
             return_free_memory()
 

@@ -105,7 +105,8 @@ class TileWork:
         Where tiles are staged.
     occupied : numpy.ndarray, optional
         Which tiles hold signal, bool on the tile grid, where that was found out before. Else, with
-        ``spec.skip_empty``, each tile is looked at when it has been read.
+        ``spec.skip_empty``, each tile that the reader's map does not decide is looked at when it
+        has been read.
     limit : VoxelLimit, optional
         What this process knows of how many voxels the function has memory for.
     """
@@ -191,8 +192,10 @@ class TileWork:
             return _View(tile, "reused", n_labels=stage.read_counts(index)[0])
         if self.occupied is not None and not self.occupied.flat[index]:
             return _View(tile, "empty")
-        looks = spec.skip_empty and self.occupied is None
-        voxels, n_bytes = read_tile(self.reader, tile, spec.empty_threshold if looks else None)
+        above = spec.empty_threshold if spec.skip_empty and self.occupied is None else None
+        if above is not None and self.reader.leaves_out(tile, above):
+            return _View(tile, "empty")
+        voxels, n_bytes = read_tile(self.reader, tile, above)
         if voxels is None:
             return _View(tile, "empty", is_read=True, n_bytes=n_bytes)
         seconds = time.perf_counter() - start

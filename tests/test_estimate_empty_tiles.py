@@ -77,8 +77,10 @@ def test_without_a_threshold_one_is_found_between_background_and_signal():
     assert np.array_equal(found["occupied"], expected["occupied"])
 
 
-def test_an_image_of_one_value_is_empty():
-    assert estimate_empty_tiles(np.full((8, 8), 7, "u1"), (4, 4))["n_empty"] == 4
+@pytest.mark.parametrize("dtype", ["u1", "i2", "f4", "?"])
+def test_an_image_of_zeros_is_empty_and_one_of_another_value_may_be_full(dtype):
+    assert estimate_empty_tiles(np.zeros((8, 8), dtype), (4, 4))["n_empty"] == 4
+    assert estimate_empty_tiles(np.full((8, 8), 7).astype(dtype), (4, 4))["n_empty"] == 0
 
 
 def test_voxels_that_are_no_numbers_are_no_signal():
@@ -87,11 +89,13 @@ def test_voxels_that_are_no_numbers_are_no_signal():
     assert estimate_empty_tiles(image, (4, 4), threshold=1)["n_occupied"] == 1
 
 
-def test_nothing_is_written(tmp_path):
+def test_the_image_is_left_as_it_is(tmp_path):
     store = ome_zarr(tmp_path / "image.zarr", [IMAGE])
     before = contents(tmp_path)
     estimate_empty_tiles(store, (5, 20, 20))
-    assert contents(tmp_path) == before
+    after = contents(tmp_path)
+    assert {name: after[name] for name in before} == before
+    assert {name.split("/")[0] for name in set(after) - set(before)} == {"image.zarr.maxima"}
 
 
 REFUSED = {

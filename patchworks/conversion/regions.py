@@ -13,6 +13,7 @@ from typing import Any
 import cloudpickle
 import numpy as np
 
+from patchworks.conversion.maxima import keep_maxima, note_maxima
 from patchworks.conversion.plan import ConversionPlan
 from patchworks.errors import Patience
 from patchworks.io.conversion_stage import ConversionStage
@@ -99,6 +100,7 @@ def _write_one(plan: ConversionPlan, level: int, index: int) -> int:
         with writing(plan.place):
             if level == 0:
                 write_region(plan.store, region, voxels, pool_image)
+                note_maxima(plan, index, region, voxels)
             else:
                 plan.store.write(level, region, voxels)
     else:
@@ -122,6 +124,7 @@ def publish(plan: ConversionPlan) -> None:
         )
         made = {"source": plan.source, "fingerprint": plan.fingerprint}
         plan.store.publish({**attributes, PROVENANCE_KEY: made})
+        keep_maxima(plan)
         plan.stage.remove()
 
 

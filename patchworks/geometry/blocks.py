@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import product
 from math import prod
 
 from patchworks.geometry.box import Box
+from patchworks.geometry.grid import ceil_div
 
 BLOCK_BYTES = 2**19
 """Smaller chunks are kept several at a time: each piece costs some microseconds."""
@@ -42,6 +45,47 @@ def block_shape(
         axis = min(growing, key=lambda a: (block[a] / tile_shape[a], -a))
         block[axis] *= 2
     return tuple(block)
+
+
+@dataclass(frozen=True)
+class BlockGrid:
+    """The blocks of an image.
+
+    Parameters
+    ----------
+    shape, block : tuple of int
+        Extents of the image and of a block, in voxels.
+
+    Examples
+    --------
+    >>> grid = BlockGrid((10, 8), (4, 8))
+    >>> list(grid.positions(Box((3, 0), (5, 2)))), grid.box((2, 0))
+    ([(0, 0), (1, 0)], Box(start=(8, 0), stop=(10, 8)))
+    """
+
+    shape: tuple[int, ...]
+    block: tuple[int, ...]
+
+    def positions(self, box: Box) -> Iterator[Position]:
+        """Yield the positions of the blocks that hold voxels of a box."""
+        return product(
+            *[
+                range(a // n, ceil_div(b, n))
+                for a, b, n in zip(box.start, box.stop, self.block, strict=True)
+            ]
+        )
+
+    def box(self, position: Position) -> Box:
+        """Return the voxels of a block."""
+        return self.voxels_of(Box(position, tuple([p + 1 for p in position])))
+
+    def voxels_of(self, span: Box) -> Box:
+        """Return the voxels of a box of blocks."""
+        ends = zip(span.stop, self.block, self.shape, strict=True)
+        return Box(
+            tuple([a * n for a, n in zip(span.start, self.block, strict=True)]),
+            tuple([min(b * n, whole) for b, n, whole in ends]),
+        )
 
 
 def boxes_of(positions: list[Position]) -> list[Box]:

@@ -134,6 +134,15 @@ class Location:
             filesystem.rm(path, recursive=True)
 
 
+def outermost(path: Path) -> Path:
+    """Return the zarr group around a path that no other group holds, or the path itself."""
+    while path != path.parent and any(
+        (path.parent / name).exists() for name in ("zarr.json", ".zgroup")
+    ):
+        path = path.parent
+    return path
+
+
 def open_group(location: Location, *, mode: str = "r") -> zarr.Group:
     """Open the group at `location`; errors are zarr's own."""
     store = location.store(read_only=mode == "r")

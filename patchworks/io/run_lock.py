@@ -25,7 +25,7 @@ from typing import Self
 
 from patchworks.errors import TargetInUseError, TargetNotWritableError
 from patchworks.fingerprint import digest
-from patchworks.io.location import Location
+from patchworks.io.location import Location, outermost
 from patchworks.io.lock_owner import LockOwner
 
 HEARTBEAT_S = 15.0
@@ -273,7 +273,7 @@ def lock_path_of(place: Location, store: Location | None = None) -> Path:
     around, rest = place.path.parent.resolve() / place.path.name, Path()
     if store is not None:
         around, rest = store.path.resolve(), place.path.relative_to(store.path)
-    top = _outermost(around)
+    top = outermost(around)
     inside = (around.relative_to(top) / rest).parts
     if inside and not os.access(top.parent, os.W_OK):
         return _in_cache(Location(str(around / rest)))
@@ -288,15 +288,6 @@ def _in_cache(place: Location, owner: str = "") -> Path:
 def _cache() -> Path:
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "patchworks" / "locks"
-
-
-def _outermost(path: Path) -> Path:
-    """Return the zarr group around a path that no other group holds, or the path itself."""
-    while path != path.parent and any(
-        (path.parent / name).exists() for name in ("zarr.json", ".zgroup")
-    ):
-        path = path.parent
-    return path
 
 
 def _is_dead(owner: LockOwner | None, age: float) -> bool:

@@ -10,21 +10,22 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import product
 from math import prod
-from typing import Any
 
 import numpy as np
 
-from patchworks.geometry.blocks import Position, block_shape, boxes_of
+from patchworks.geometry.blocks import BlockGrid, Position, block_shape, boxes_of
 from patchworks.geometry.box import Box
 from patchworks.geometry.grid import Tile, TileGrid, ceil_div
 from patchworks.geometry.reuse import ChunkReuse, chunk_reuse
 from patchworks.io.image_source import ImageSource
+from patchworks.io.maximum_map import MaximumMap, largest_of
 
 KEPT_BYTES = 2**29
 """Decoded bytes kept for tiles that are still to be read."""
@@ -46,12 +47,9 @@ class _Block:
     readers: set[int]
     voxels: Future[np.ndarray] = field(default_factory=Future)
     n_bytes: int = 0
-    largest: Any = None
 
 
-def largest_of(voxels: np.ndarray) -> Any:
-    """Return the largest voxel; NaN counts for nothing."""
-    return np.fmax.reduce(voxels, axis=None) if voxels.dtype.kind == "f" else voxels.max()
+_Blocks = dict[Position, _Block]
 
 
 def decode_threads() -> int:
@@ -75,14 +73,26 @@ class TileReader:
         Its tiles.
     kept_bytes : int
         Decoded bytes to keep at most.
+    maxima : MaximumMap, optional
+        What is known of the image's maxima: it is asked before a tile is looked at for signal, and
+        learns from what is decoded.
     """
 
-    def __init__(self, source: ImageSource, grid: TileGrid, kept_bytes: int = KEPT_BYTES) -> None:
+    def __init__(
+        self,
+        source: ImageSource,
+        grid: TileGrid,
+        kept_bytes: int = KEPT_BYTES,
+        maxima: MaximumMap | None = None,
+    ) -> None:
         self.source = source
         self.grid = grid
         self.kept_bytes = kept_bytes
+        self.maxima = maxima
+        self._learns = maxima is not None and not maxima.is_complete
         self._lock = threading.Lock()
-        self._blocks: dict[Position, _Block] = {}
+        self._blocks: _Blocks = {}
+        self._is_past = bytearray(grid.n_tiles)
         self._reading: set[int] = set()
         self._turn = threading.Lock()
         self._n_threads = decode_threads()
@@ -91,33 +101,46 @@ class TileReader:
     @cached_property
     def shares_blocks(self) -> bool:
         """Whether tiles share chunks, and it pays and is possible to keep them."""
-        chunks = self.source.chunks
-        if chunks is None or isinstance(self.source.stored.array, np.ndarray):
+        if self.source.chunks is None or isinstance(self.source.stored.array, np.ndarray):
             return False
-        if self._block_bytes > self.kept_bytes // 4:
-            return False
-        return any(
-            n > 1 and (halo > 0 or any(edge % chunk for edge in edges[:-1]))
-            for n, halo, edges, chunk in zip(
-                self.grid.dims, self.grid.halo, self.grid.edges, chunks, strict=True
+        return self._block_bytes <= self.kept_bytes // 4 and not self._is_aligned
+
+    @cached_property
+    def _is_aligned(self) -> bool:
+        """Whether each cell is read by one tile only."""
+        return not any(
+            n > 1 and (halo > 0 or any(edge % cell for edge in edges[:-1]))
+            for n, halo, edges, cell in zip(
+                self.grid.dims, self.grid.halo, self.grid.edges, self._cell, strict=True
             )
         )
 
-    @cached_property
-    def _block_shape(self) -> tuple[int, ...]:
-        """Extents of what is decoded at once: chunks, or several if they are tiny."""
+    @property
+    def learns_all(self) -> bool:
+        """Whether the map of maxima is complete once all tiles have been looked at."""
+        return self.maxima is not None and (self.shares_blocks or self._is_aligned)
+
+    @property
+    def _cell(self) -> tuple[int, ...]:
+        """Extents of which those of blocks are multiples: a chunk, and whole boxes of the map."""
         chunks = self.source.chunks or self.grid.shape
-        return block_shape(chunks, self.grid.tile_shape, self.source.dtype.itemsize)
+        return chunks if self.maxima is None else self.maxima.grid.cell
+
+    @cached_property
+    def _grid(self) -> BlockGrid:
+        """What is decoded at once: chunks, or several if they are tiny."""
+        block = block_shape(self._cell, self.grid.tile_shape, self.source.dtype.itemsize)
+        return BlockGrid(self.grid.shape, block)
 
     @property
     def _block_bytes(self) -> int:
-        return prod(self._block_shape) * self.source.dtype.itemsize
+        return prod(self._grid.block) * self.source.dtype.itemsize
 
     @cached_property
     def reuse(self) -> ChunkReuse:
         """How often blocks of chunks are decoded when all tiles are read, and how many are kept."""
         max_kept = self.kept_bytes // self._block_bytes if self.shares_blocks else 0
-        return chunk_reuse(self.grid, self._block_shape, max_kept)
+        return chunk_reuse(self.grid, self._grid.block, max_kept)
 
     @property
     def most_kept_bytes(self) -> int:
@@ -153,55 +176,118 @@ class TileReader:
         n_bytes : int
             Bytes of the image's chunks, uncompressed; 0 if another tile had it all decoded.
         """
+        is_signal = True if above is None else self._signal_on_map(tile, above)
         if not self.shares_blocks:
-            voxels = self.source.read(tile.read, self._memory_for(tile.read.shape))
-            is_signal = above is None or bool(largest_of(voxels) > above)
-            return voxels if is_signal else None, self._bytes_of(tile.read)
+            return self._read_straight(tile, above, is_signal)
+        with self._reading_of(tile):
+            n_looked = 0
+            if is_signal is None and above is not None:
+                is_signal, n_looked = self._look(tile, above)
+            if not is_signal:
+                return None, n_looked
+            voxels = self._memory_for(tile.read.shape)
+            _, theirs, n_bytes = self._obtain(tile, self._grid.positions(tile.read), voxels)
+            for position, block in theirs.items():
+                self._copy(block.voxels.result(), self._grid.box(position), tile, voxels)
+            return voxels, n_looked + n_bytes
+
+    def is_signal(self, tile: Tile, above: float) -> bool:
+        """Return whether a voxel that a tile reads lies above a threshold.
+
+        No more is decoded for it than the map of maxima leaves open.
+        """
+        found = self._signal_on_map(tile, above)
+        if self.shares_blocks:
+            with self._reading_of(tile):
+                return self._look(tile, above)[0] if found is None else found
+        if found is None:
+            parts = self._open_parts(tile, above)
+            return any(bool(largest_of(self.source.read(part)) > above) for part in parts)
+        return found
+
+    def leaves_out(self, tile: Tile, above: float) -> bool:
+        """Return whether the map says that a tile holds no signal; then it counts as read."""
+        if self._signal_on_map(tile, above) is not False:
+            return False
+        with self._reading_of(tile):
+            return True
+
+    def _signal_on_map(self, tile: Tile, above: float) -> bool | None:
+        return None if self.maxima is None else self.maxima.is_signal(tile.read, above)
+
+    def _open_parts(self, tile: Tile, above: float) -> list[Box]:
+        """Return the parts of what a tile reads that the map leaves open."""
+        return [tile.read] if self.maxima is None else self.maxima.open_parts(tile.read, above)
+
+    def _read_straight(
+        self, tile: Tile, above: float | None, is_signal: bool | None
+    ) -> tuple[np.ndarray | None, int]:
+        """Read a tile whose chunks are kept for no other."""
+        if is_signal is False:
+            return None, 0
+        voxels = self.source.read(tile.read, self._memory_for(tile.read.shape))
+        self._learn(tile.read, voxels)
+        n_bytes = self._bytes_of(tile.read)
+        if is_signal is None and not largest_of(voxels) > above:
+            self.give_back(voxels)
+            return None, n_bytes
+        return voxels, n_bytes
+
+    def _learn(self, box: Box, voxels: np.ndarray) -> None:
+        if self._learns and self.maxima is not None:
+            self.maxima.learn(box, voxels)
+
+    def _look(self, tile: Tile, above: float) -> tuple[bool, int]:
+        """Decode what the map leaves open of a tile; return whether there is signal, and bytes."""
+        parts = self._open_parts(tile, above)
+        positions = {position for part in parts for position in self._grid.positions(part)}
+        ours, theirs, n_bytes = self._obtain(tile, sorted(positions))
+        held = {at: block.voxels.result() for at, block in (ours | theirs).items()}
+        found = self._signal_on_map(tile, above)
+        if found is not None:
+            return found, n_bytes
+        for part in self._open_parts(tile, above):
+            for position in self._grid.positions(part):
+                box = self._grid.box(position)
+                common = part.intersect(box)
+                inner = common.relative_to(box.start).slices if common else ()
+                if common and (held[position][inner] > above).any():
+                    return True, n_bytes
+        return False, n_bytes
+
+    @contextmanager
+    def _reading_of(self, tile: Tile) -> Iterator[None]:
+        """Note that a tile is being read, and afterwards that it has been."""
         with self._lock:
+            if self._is_past[tile.index]:  # all tiles are read once more
+                self._is_past = bytearray(self.grid.n_tiles)
             self._reading.add(tile.index)
-            ours, theirs = self._claim(tile)
         try:
-            return self._read(tile, ours, theirs, above)
-        except BaseException as error:
-            self._give_up(ours, error)
-            raise
+            yield
         finally:
             with self._lock:
                 self._reading.discard(tile.index)
+                self._is_past[tile.index] = True
                 self._release(tile)
 
     def read_box(self, box: Box) -> tuple[np.ndarray, int]:
         """Return the voxels of any box, the caller's own, and bytes decoded; nothing is kept."""
         return self.source.read(box), self._bytes_of(box)
 
-    def _read(
-        self,
-        tile: Tile,
-        ours: dict[Position, _Block],
-        theirs: dict[Position, _Block],
-        above: float | None,
-    ) -> tuple[np.ndarray | None, int]:
-        """Decode what nobody has decoded yet, and put a tile together."""
-        voxels = self._memory_for(tile.read.shape) if above is None else None
-        n_bytes = self._decode_all(self._spans(list(ours)), tile, voxels)
-        if voxels is None:  # nothing is put together before it is seen that there is signal
-            theirs = ours | theirs
-            if not any(self._is_above(above, block, at, tile) for at, block in theirs.items()):
-                return None, n_bytes
-            voxels = self._memory_for(tile.read.shape)
-        for position, block in theirs.items():
-            self._copy(block.voxels.result(), self._box(position), tile, voxels)
-        return voxels, n_bytes
+    def _obtain(
+        self, tile: Tile, positions: Iterable[Position], voxels: np.ndarray | None = None
+    ) -> tuple[_Blocks, _Blocks, int]:
+        """Decode the blocks that nobody has decoded yet, into a tile's voxels if they are given.
 
-    def _is_above(self, above: float | None, block: _Block, at: Position, tile: Tile) -> bool:
-        """Return whether a voxel that a tile reads of a block lies above a threshold."""
-        found, box = block.voxels.result(), self._box(at)
-        if block.largest is None:
-            block.largest = largest_of(found)
-        common = tile.read.intersect(box)
-        if common is None or not block.largest > above:
-            return False
-        return common == box or bool((found[common.relative_to(box.start).slices] > above).any())
+        Returns these blocks, those that somebody else decodes or has decoded, and bytes.
+        """
+        with self._lock:
+            ours, theirs = self._claim(tile, positions)
+        try:
+            return ours, theirs, self._decode_all(self._spans(list(ours)), tile, voxels)
+        except BaseException as error:
+            self._give_up(ours, error)
+            raise
 
     def _memory_for(self, shape: tuple[int, ...]) -> np.ndarray:
         """Return an array for the voxels of a tile, in memory that was given back if there is some.
@@ -239,16 +325,19 @@ class TileReader:
             self._spare.clear()
             self._blocks = {p: b for p, b in self._blocks.items() if not b.voxels.done()}
 
-    def _claim(self, tile: Tile) -> tuple[dict[Position, _Block], dict[Position, _Block]]:
-        """Return the blocks of a tile that nobody has decoded yet, and those that somebody has."""
+    def _claim(self, tile: Tile, positions: Iterable[Position]) -> tuple[_Blocks, _Blocks]:
+        """Return the blocks that nobody has decoded yet, and those that somebody has."""
         ours, theirs = {}, {}
-        for position in self._positions(tile.read):
+        for position in positions:
             block = self._blocks.get(position)
             if block is None:
-                # Tiles before this one, but for those at work, have been read: the block was given
-                # up in between. They would seem to need it soonest, and keep it for good.
-                later = self.grid.readers_of(self._box(position))
-                readers = {i for i in later if i >= tile.index or i in self._reading}
+                # A block that was given up and is decoded anew is for those still to come: the
+                # others would seem to need it soonest, and keep it for good.
+                readers = {
+                    i
+                    for i in self.grid.readers_of(self._grid.box(position))
+                    if not self._is_past[i] and (i >= tile.index or i in self._reading)
+                }
                 self._blocks[position] = ours[position] = _Block(readers)
             else:
                 theirs[position] = block
@@ -275,12 +364,13 @@ class TileReader:
 
     def _decode(self, span: Box, tile: Tile, voxels: np.ndarray | None) -> int:
         """Decode a box of blocks into a tile, and for the tiles that share them."""
-        box = self._voxels_of(span)
+        box = self._grid.voxels_of(span)
         found = self.source.read(box)
+        self._learn(box, found)
         if voxels is not None:
             self._copy(found, box, tile, voxels)
         for position in product(*map(range, span.start, span.stop)):
-            block, part = self._blocks[position], self._box(position)
+            block, part = self._blocks[position], self._grid.box(position)
             inside = found[part.relative_to(box.start).slices]
             shared = len(block.readers - {tile.index}) > 0
             block.n_bytes = inside.nbytes if shared else 0
@@ -295,7 +385,7 @@ class TileReader:
             target = voxels[common.relative_to(tile.read.start).slices]
             target[...] = found[common.relative_to(box.start).slices]
 
-    def _give_up(self, ours: dict[Position, _Block], error: BaseException) -> None:
+    def _give_up(self, ours: _Blocks, error: BaseException) -> None:
         """Let those who wait for blocks that cannot be decoded fail as well."""
         with self._lock:
             for position, block in ours.items():
@@ -305,7 +395,7 @@ class TileReader:
 
     def _release(self, tile: Tile) -> None:
         """Note that a tile has been read, and drop what no tile, or only a late one, will read."""
-        for position in self._positions(tile.read):
+        for position in self._grid.positions(tile.read):
             block = self._blocks.get(position)
             if block is None:
                 continue
@@ -328,32 +418,6 @@ class TileReader:
                 return
             excess -= block.n_bytes
             del self._blocks[position]
-
-    def _positions(self, box: Box) -> Iterator[Position]:
-        """Yield the positions of the blocks that hold voxels of a box."""
-        return product(
-            *[
-                range(a // n, ceil_div(b, n))
-                for a, b, n in zip(box.start, box.stop, self._block_shape, strict=True)
-            ]
-        )
-
-    def _box(self, position: Position) -> Box:
-        return self._voxels_of(Box(position, tuple([p + 1 for p in position])))
-
-    def _voxels_of(self, span: Box) -> Box:
-        """Return the voxels of a box of blocks."""
-        return Box(
-            tuple([a * n for a, n in zip(span.start, self._block_shape, strict=True)]),
-            tuple(
-                [
-                    min(b * n, whole)
-                    for b, n, whole in zip(
-                        span.stop, self._block_shape, self.grid.shape, strict=True
-                    )
-                ]
-            ),
-        )
 
     def _bytes_of(self, box: Box) -> int:
         """Return the bytes of all chunks that hold voxels of a box."""

@@ -11,4 +11,4 @@ def is_occupied(reader: TileReader, tile: Tile, threshold: float) -> bool:
 
     The halo counts: an object may reach into the core with nothing but its dim rim.
     """
-    return reader.read(tile, above=threshold)[0] is not None
+    return reader.is_signal(tile, threshold)

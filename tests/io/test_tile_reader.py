@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchworks.geometry.blocks import BLOCK_BYTES, block_shape, boxes_of
@@ -141,6 +141,7 @@ def test_boxes_partition_what_is_asked_for(positions):
     assert set(cells) == positions
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_voxels_only_where_one_lies_above(data):
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
