@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
+from patchworks.auto_tile_shape import without_auto
 from patchworks.execution.executor import ThreadExecutor, batched
 from patchworks.execution.machine import available_cores
 from patchworks.geometry.tile_shape import resolve_grid
@@ -75,7 +76,7 @@ def estimate_empty_tiles(
     grid = resolve_grid(
         source.shape,
         source.dtype,
-        tile_shape=tile_shape,
+        tile_shape=without_auto(source, tile_shape, overlap),
         overlap=overlap,
         chunks=None,
         storage_chunks=None,

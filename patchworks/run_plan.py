@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import Any, TypeVar
 
 from patchworks import pipeline
-from patchworks.engine import Engine, segmented
+from patchworks.engine import Engine, OnGpus, segmented
 from patchworks.errors import PatchworksError, TargetInUseError, TargetNotWritableError
 from patchworks.execution.executor import (
     Batch,
@@ -49,7 +49,7 @@ def run_plan(
     progress: bool = True,
     keep_stage: bool = False,
     resume: bool = True,
-    engine: Engine = "auto",
+    engine: Engine | OnGpus = "auto",
 ) -> RunReport:
     """Carry out a plan; return at once if its label image is there already.
 
@@ -195,7 +195,7 @@ class _Steps:
         lock: RunLock,
         *,
         progress: bool,
-        engine: Engine,
+        engine: Engine | OnGpus,
     ) -> None:
         self.plan = plan
         self.executor = executor
@@ -205,7 +205,7 @@ class _Steps:
         self.report = report
         self.lock = lock
         self.progress = progress
-        self.engine: Engine = engine
+        self.engine = engine
 
     def prepare(self) -> None:
         """Make the image readable for every worker, prepare the function, choose what is signal."""
