@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import logging
 import os
-import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,33 +22,11 @@ from patchworks.execution.cluster import (
     cpu_workers,
     gpu_workers,
     spec_cluster,
-    visible_gpus,
     worker_process,
 )
+from patchworks.execution.cluster_settings import SCHEDULER_CONFIG
+from patchworks.execution.gpus import visible_gpus
 from patchworks.execution.machine import available_cores, available_memory_bytes
-
-# Spilling writes to disk behind the run's back, and a paused worker waits for memory that the
-# allocator may never hand back. A run plans its memory beforehand (MemoryBudgetError); a worker
-# that leaves its plan ends, at the 95 % of Dask's default, instead of taking the machine with it.
-_WORKER_CONFIG = {
-    "distributed.worker.memory.target": False,
-    "distributed.worker.memory.spill": False,
-    "distributed.worker.memory.pause": False,
-}
-
-_SCHEDULER_CONFIG = {
-    # A worker sends no heartbeat while a function holds the interpreter's lock. By default Dask
-    # kills such a worker, with its work, after 5 minutes. A machine that is gone is noticed by its
-    # connection within 30 s, whatever stands here.
-    "distributed.scheduler.worker-ttl": "2 hours",
-    # A task may take so many workers down before it fails: memory that ran out once, because of
-    # what else ran there, does not end the run.
-    "distributed.scheduler.allowed-failures": 3,
-}
-
-# A worker process that died has so long to come back: to start, with the caller's main module and
-# what that imports. After Dask's 15 s it would be given up, and the cluster be one worker smaller.
-_NANNY_CONFIG = {"distributed.deploy.lost-worker-timeout": "10 minutes"}
 
 _CONNECT_S = 30.0
 _LOOK_EVERY_S = 0.2
@@ -122,8 +97,6 @@ def _local_cluster(spec: ClusterSpec) -> Iterator[Any]:
     common = {
         "host": spec.host,
         "memory_limit": spec.memory_limit or available_memory_bytes() // n_most,
-        "config": _WORKER_CONFIG,
-        "plugins": (EndWithParent(),),
     }
     n_threads = spec.threads_per_worker
     offered = {"CPU": n_threads} if gpus else {}
@@ -133,24 +106,21 @@ def _local_cluster(spec: ClusterSpec) -> Iterator[Any]:
         **cpu_workers(n_first, nthreads=n_threads, resources=offered, **common),
     }
     added = worker_process(nthreads=n_threads, **common)
-    with _quiet_workers(), dask.config.set(_NANNY_CONFIG):
-        with dask.config.set(_SCHEDULER_CONFIG):
-            cluster = spec_cluster(workers, host=spec.host, worker=added)
-        with cluster:
-            yield cluster
+    with _quiet_workers(), spec_cluster(workers, host=spec.host, worker=added) as cluster:
+        yield cluster
 
 
 def _gpus(spec: ClusterSpec) -> list[str]:
     if isinstance(spec.gpus, list):
         return spec.gpus
-    return visible_gpus("gpus: all") if spec.gpus == "all" else []
+    return [gpu.name for gpu in visible_gpus("gpus: all")] if spec.gpus == "all" else []
 
 
 @contextmanager
 def _cluster_of_class(spec: ClusterSpec) -> Iterator[Any]:
     cluster_class = import_cluster_class(str(spec.cluster_class))
     try:
-        with dask.config.set(_SCHEDULER_CONFIG):
+        with dask.config.set(SCHEDULER_CONFIG):
             cluster = cluster_class(**spec.cluster_kwargs)
     except Exception as error:
         raise _not_started(spec, error) from error
@@ -256,22 +226,6 @@ def _nobody_came(client: distributed.Client, spec: ClusterSpec, offers: list[Off
         f"wait_for_workers_s; where they end at once, their machines must reach the scheduler at "
         f"{address} and have this Python environment"
     )
-
-
-class EndWithParent(distributed.WorkerPlugin):
-    """End a worker process at once when the process of the flow is gone, even by SIGKILL.
-
-    Dask has a thread for that, which waits for the interpreter's lock: a function that holds it
-    would work on for a run that is dead. On Linux the kernel ends the process.
-    """
-
-    name = "patchworks-end-with-parent"
-
-    def setup(self, worker: distributed.Worker) -> None:  # noqa: ARG002 - Dask calls it so
-        """Ask the kernel for it."""
-        if sys.platform == "linux":
-            set_parent_death_signal = 1  # PR_SET_PDEATHSIG
-            ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from patchworks.conversion.collection import CollectionPlan
 from patchworks.conversion.pyramid import PyramidAddition
 from patchworks.conversion.run import check_reachable as check_conversion_reachable
 from patchworks.errors import InputError
-from patchworks.execution.cluster import visible_gpus
+from patchworks.execution.gpus import visible_gpus
 from patchworks.pipeline import RunPlan
 from patchworks.plan import PathLike, check_reachable
 from patchworks.run import whole_number

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -19,11 +19,16 @@ import cloudpickle
 
 from patchworks import pipeline
 from patchworks.errors import InputError, PatchworksError
-from patchworks.execution.executor import Executor, shrinking_batches
+from patchworks.execution.dask import DaskExecutor, active_client, gpus_of_workers
+from patchworks.execution.executor import Executor, ThreadExecutor, shrinking_batches
+from patchworks.execution.gpus import VISIBLE, Gpu, most_free, visible_gpus
 from patchworks.execution.interpreter_lock import LockWatch
+from patchworks.execution.machine import available_cores
 from patchworks.execution.overlap import Recall
 from patchworks.execution.processes import START_S, ProcessExecutor
+from patchworks.execution.work_place import WorkPlace, dask_workers, processes_here, threads_here
 from patchworks.lazy import make_readable
+from patchworks.memory import PROCESS_BYTES, SHARE
 from patchworks.pipeline import RunPlan
 from patchworks.plan import check_reachable
 from patchworks.tile_stream import TileOutcome
@@ -39,13 +44,106 @@ WATCH_S = 0.3
 Outcomes = Iterator[list[TileOutcome]]
 
 
+@dataclass(frozen=True)
+class OnGpus:
+    """One worker process for each GPU, which sees no other.
+
+    Parameters
+    ----------
+    names : tuple of str
+        What ``CUDA_VISIBLE_DEVICES`` is in each.
+    """
+
+    names: tuple[str, ...]
+
+
 def check_engine(engine: object) -> None:
     """Raise InputError if there is no such engine."""
     if engine not in ENGINES:
         raise InputError(f"engine={engine!r}: expected one of {ENGINES}")
 
 
-def segmented(plan: RunPlan, todo: list[int], executor: Executor, engine: Engine) -> Outcomes:
+@dataclass(frozen=True)
+class Workers:
+    """What calls the function of a run.
+
+    Parameters
+    ----------
+    executor : Executor
+        Threads, or an active Dask cluster.
+    engine : {"auto", "threads", "processes"} or OnGpus
+        What is made of threads.
+    place : WorkPlace
+        What there is of processes and memory.
+    """
+
+    executor: Executor
+    engine: Engine | OnGpus
+    place: WorkPlace
+
+
+def choose_workers(max_workers: int | None, engine: Engine, *, use_gpu: bool) -> Workers:
+    """Return what calls the function of a run; nothing is started.
+
+    An active Dask client goes before all else. GPUs are used by one call at a time each: the only
+    one by this process, several by a process each.
+
+    Parameters
+    ----------
+    max_workers : int, optional
+        Function calls at a time.
+    engine : {"auto", "threads", "processes"}
+        What was asked for.
+    use_gpu : bool
+        Whether the function uses a GPU.
+
+    Raises
+    ------
+    ClientError, MissingExtraError
+        If a GPU is asked for and there is none.
+    """
+    client = active_client()
+    if client is not None:
+        gpus = gpus_of_workers(client) if use_gpu else []
+        place = dask_workers(client, gpus, one_at_a_time=use_gpu)
+        return Workers(DaskExecutor(client, is_on_gpus=use_gpu), engine, place)
+    if use_gpu:
+        return _on_gpus(visible_gpus(), max_workers, engine)
+    n_calls = available_cores() if max_workers is None else max_workers
+    threads = ThreadExecutor(n_calls)
+    if engine != "threads" and n_calls > 1:
+        # Processes share nothing of what they read ahead: if they fit, so do threads.
+        place = processes_here(n_calls)
+        if engine == "processes" or SHARE * place.memory_bytes > 2 * PROCESS_BYTES:
+            return Workers(threads, engine, place)
+    return Workers(threads, engine, threads_here(n_calls))
+
+
+def _on_gpus(visible: Sequence[Gpu], max_workers: int | None, engine: Engine) -> Workers:
+    gpus = most_free(visible, max_workers)
+    if len(gpus) > 1 and engine != "threads":
+        names = tuple([gpu.name for gpu in gpus])
+        return Workers(ThreadExecutor(len(gpus)), OnGpus(names), processes_here(len(gpus), gpus))
+    # Processes would share the GPU's memory. Which of several this process takes is CUDA's choice.
+    alone: Engine = "threads" if engine == "auto" else engine
+    return Workers(ThreadExecutor(1), alone, threads_here(1, visible))
+
+
+def kept_here(workers: Workers, plan: RunPlan) -> Workers:
+    """Return the workers, or this process alone on one GPU if the run cannot be sent to others."""
+    if not isinstance(workers.engine, OnGpus) or _can_leave(plan):
+        return workers
+    logger.warning(
+        "segment: %r, or what it is to write, cannot be sent to other processes: one of %d GPUs is "
+        "used, by this process; give a function that can be pickled, and write_to= a path",
+        plan.segmenter_name, len(workers.engine.names),
+    )  # fmt: skip
+    return Workers(ThreadExecutor(1), "threads", workers.place)
+
+
+def segmented(
+    plan: RunPlan, todo: list[int], executor: Executor, engine: Engine | OnGpus
+) -> Outcomes:
     """Yield what becomes of tiles, on the engine that suits the function.
 
     Parameters
@@ -56,13 +154,22 @@ def segmented(plan: RunPlan, todo: list[int], executor: Executor, engine: Engine
         Indices of the tiles.
     executor : Executor
         Threads, or an active Dask cluster, which is used whatever `engine` says.
-    engine : {"auto", "threads", "processes"}
+    engine : {"auto", "threads", "processes"} or OnGpus
         "auto": threads, until the first tiles show that worker processes are faster.
     """
     if not todo:
         return
     if executor.crosses_processes:
         yield from _in_batches(plan, todo, executor)
+    elif isinstance(engine, OnGpus):
+        names = engine.names[: min(executor.n_workers, len(todo))]
+        logger.info(
+            "segment: %d tiles on %d GPUs, a worker process on each (%s)",
+            len(todo), len(names), ", ".join(names),
+        )  # fmt: skip
+        with ProcessExecutor(len(names), [{VISIBLE: name} for name in names]) as processes:
+            processes.start()
+            yield from _in_processes(_for_processes(plan), todo, processes)
     elif engine == "processes":
         check_reachable(plan)
         with ProcessExecutor(min(executor.n_workers, len(todo))) as processes:

@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
+from patchworks.auto_tile_shape import without_auto
 from patchworks.emptiness import Emptiness, check_threshold, sampled_background
 from patchworks.execution.executor import Executor, ThreadExecutor, batched
 from patchworks.execution.machine import available_cores
@@ -79,7 +80,7 @@ def estimate_empty_tiles(
     grid = resolve_grid(
         source.shape,
         source.dtype,
-        tile_shape=tile_shape,
+        tile_shape=without_auto(source, tile_shape, overlap),
         overlap=overlap,
         chunks=None,
         storage_chunks=None,

@@ -33,6 +33,9 @@ PLANES = 2
 REGION_BYTES = 16
 """Per voxel of a region in the last pass: labels, staged labels, levels, what is compressed."""
 
+PROCESS_BYTES = 2**27
+"""What a worker process holds before it begins: the interpreter and what is imported."""
+
 THREADS_BYTES = 2**25
 """What threads, buffers of files and the allocator's slack take beside the voxels."""
 

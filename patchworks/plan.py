@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from patchworks.auto_tile_shape import is_auto, layout_of, proposal_for
 from patchworks.emptiness import check_threshold
 from patchworks.errors import InputError
+from patchworks.execution.work_place import WorkPlace
 from patchworks.fingerprint import digest, function_digest
 from patchworks.geometry.grid import TileGrid
 from patchworks.geometry.halves import cut_halo
@@ -33,6 +38,8 @@ from patchworks.io.stage import Stage
 from patchworks.pipeline import RunPlan
 from patchworks.run import RunSpec, parse_stitch
 from patchworks.segmenters import Segmenter, name_of
+
+logger = logging.getLogger("patchworks")
 
 PathLike = str | os.PathLike[str]
 
@@ -60,6 +67,8 @@ class RunOptions:
     overwrite: bool = False
     is_temporary: bool = False
     """Whether the place to write to ends with the process, so that nothing can be continued."""
+    place: WorkPlace | None = None
+    """Where tiles will be worked on, for ``"auto"``. None: in this process, on all cores."""
 
 
 def describe_image(image: Any, *, channel: int | None = 0, level: int = 0) -> ImageSource:
@@ -131,44 +140,114 @@ def plan_run(image: Any, segmenter: Segmenter, options: RunOptions) -> RunPlan:
             f"takes a tile and returns its labels"
         )
     source = describe_image(image, channel=options.channel, level=options.level)
-    is_dask = kind_of(image) == "dask"
+    asked = _Asked(source, segmenter, options)
+    if is_auto(options.tile_shape):
+        return asked.plan(asked.auto_grid())
     grid = resolve_grid(
         source.shape,
         source.dtype,
         tile_shape=options.tile_shape,
         overlap=options.overlap,
-        chunks=image.chunks if is_dask else None,
+        chunks=image.chunks if kind_of(image) == "dask" else None,
         storage_chunks=source.chunks,
     )
-    return plan_on_grid(source, segmenter, grid, options)
+    return asked.plan(grid)
 
 
 def plan_on_grid(
     source: ImageSource, segmenter: Segmenter, grid: TileGrid, options: RunOptions
 ) -> RunPlan:
     """Return the plan of a run whose source is open and whose tiles are known."""
-    target = choose_target(source, options)
-    has_pyramid = target.image_group is not None and source.n_levels > 1
-    threshold = check_threshold("empty_threshold", options.empty_threshold, source.dtype)
-    n_levels = source.n_levels if has_pyramid else DEFAULT_LEVELS
-    spec = _spec(grid, options, n_levels, threshold)
-    function = function_digest(segmenter)
-    tiles = spec.tiles_fingerprint(_identity(source, options), function)
-    plan = RunPlan(
-        spec=spec,
-        source=source,
-        segmenter=segmenter,
-        stage=Stage(_stage_root(target, options, tiles)),
-        target=target,
-        tiles_fingerprint=tiles,
-        fingerprint=spec.labels_fingerprint(tiles),
-        segmenter_name=name_of(segmenter),
-        segmenter_digest=function,
-        may_replace=options.overwrite,
-    )
-    plan.check_target()
-    target.check_writable()
-    return plan
+    return _Asked(source, segmenter, options).plan(grid)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A run but for its tiles."""
+
+    source: ImageSource
+    segmenter: Segmenter
+    options: RunOptions
+
+    @cached_property
+    def target(self) -> LabelTarget:
+        return choose_target(self.source, self.options)
+
+    @cached_property
+    def function(self) -> str:
+        return function_digest(self.segmenter)
+
+    @cached_property
+    def identity(self) -> str:
+        return _identity(self.source, self.options)
+
+    def spec(self, grid: TileGrid) -> RunSpec:
+        target, n_levels = self.target, self.source.n_levels
+        has_pyramid = target.image_group is not None and n_levels > 1
+        options, dtype = self.options, self.source.dtype
+        threshold = check_threshold("empty_threshold", options.empty_threshold, dtype)
+        return _spec(grid, options, n_levels if has_pyramid else DEFAULT_LEVELS, threshold)
+
+    def plan(self, grid: TileGrid) -> RunPlan:
+        """Return the plan with these tiles."""
+        target, spec = self.target, self.spec(grid)
+        tiles = spec.tiles_fingerprint(self.identity, self.function)
+        plan = RunPlan(
+            spec=spec,
+            source=self.source,
+            segmenter=self.segmenter,
+            stage=Stage(_stage_root(target, self.options, tiles)),
+            target=target,
+            tiles_fingerprint=tiles,
+            fingerprint=spec.labels_fingerprint(tiles),
+            segmenter_name=name_of(self.segmenter),
+            segmenter_digest=self.function,
+            may_replace=self.options.overwrite,
+        )
+        plan.check_target()
+        target.check_writable()
+        return plan
+
+    def auto_grid(self) -> TileGrid:
+        """Return tiles that fit the machine, or those with which this very run was begun.
+
+        Another day other memory is free, and other tiles would begin the run anew.
+        """
+        layout = layout_of(self.source, self.options.overlap)
+        earlier = None if self.options.is_temporary else self._earlier_grid()
+        if earlier is not None:
+            logger.info(
+                "tile_shape='auto': tiles of %s voxels, as when this run was begun",
+                earlier.tile_shape,
+            )
+            return earlier
+        return self._grid_of(proposal_for(self.source, layout, self.options.place).tile_shape)
+
+    def _grid_of(self, tile_shape: tuple[int, ...]) -> TileGrid:
+        return resolve_grid(
+            self.source.shape,
+            self.source.dtype,
+            tile_shape=tile_shape,
+            overlap=self.options.overlap,
+            chunks=None,
+            storage_chunks=None,
+        )
+
+    def _earlier_grid(self) -> TileGrid | None:
+        """Return the tiles of a finished label image, or of a stage, that is this very run's."""
+        stages = _stage_root(self.target, self.options, "").parent
+        recorded = [self.target.finished_run()]
+        with suppress(OSError):
+            recorded += [Stage(root).manifest() for root in sorted(stages.iterdir())]
+        for found in recorded:
+            # Not of a version that may say anything: what does not give a grid is no such run.
+            with suppress(InputError, TypeError):
+                grid = self._grid_of(found.get("tile_shape", ()))
+                spec = self.spec(grid)
+                tiles = spec.tiles_fingerprint(self.identity, self.function)
+                if found.get("fingerprint") in (tiles, spec.labels_fingerprint(tiles)):
+                    return grid
+        return None
 
 
 def _spec(grid: TileGrid, options: RunOptions, n_levels: int, threshold: float | None) -> RunSpec:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from patchworks import pipeline
 from patchworks.emptiness import Emptiness
-from patchworks.engine import Engine, segmented
+from patchworks.engine import Engine, OnGpus, segmented
 from patchworks.errors import PatchworksError, TargetInUseError, TargetNotWritableError
 from patchworks.execution.executor import (
     Batch,
@@ -51,7 +51,7 @@ def run_plan(
     progress: bool = True,
     keep_stage: bool = False,
     resume: bool = True,
-    engine: Engine = "auto",
+    engine: Engine | OnGpus = "auto",
 ) -> RunReport:
     """Carry out a plan; return at once if its label image is there already.
 
@@ -197,7 +197,7 @@ class _Steps:
         lock: RunLock,
         *,
         progress: bool,
-        engine: Engine,
+        engine: Engine | OnGpus,
     ) -> None:
         self.plan = plan
         self.executor = executor
@@ -207,8 +207,8 @@ class _Steps:
         self.report = report
         self.lock = lock
         self.progress = progress
-        self.engine: Engine = engine
         self.emptiness: Emptiness | None = None
+        self.engine = engine
 
     def prepare(self) -> None:
         """Make the image readable for every worker, prepare the function, choose what is signal."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from patchworks.engine import Engine, check_engine
-from patchworks.execution.cluster import visible_gpus
-from patchworks.execution.dask import choose_executor
+from patchworks.engine import Engine, check_engine, choose_workers, kept_here
 from patchworks.geometry.tile_shape import TileShapeRule
 from patchworks.io.source import kind_of
 from patchworks.lazy import lazy_array
@@ -66,17 +65,20 @@ def tile_process(
         function to use on every tile.
     tile_shape : tuple of int, "auto", callable or None
         Core of a tile, in voxels. None: the chunks of a Dask array; for a store its chunks, or a
-        multiple of tiny and a part of huge ones. "auto": what fits this machine's memory. A
-        callable gets ``(shape, dtype)``.
+        multiple of tiny and a part of huge ones. "auto": what fits the memory there is, or what an
+        interrupted run of the same kind was begun with. A callable gets ``(shape, dtype)``.
     overlap : int or sequence of int, optional
         Voxels read on each side of a core. None: 16, or as much as the tile allows; none on axes
         with one tile or with tiles one voxel thick.
     channel, level : int
         Channel and pyramid level of a store.
     use_gpu : bool
-        The function uses a GPU: one tile at a time, "auto" tiles from the GPU's free memory.
+        The function uses a GPU: one tile at a time on each. Where several are visible, each has a
+        worker process of its own for the run; a single one is used by this process. "auto" tiles
+        fit the free memory of the fullest of them.
     max_workers : int, optional
-        Function calls at a time; one per core by default. All else uses every core.
+        Function calls at a time; one per core by default. With `use_gpu`, GPUs to use; all by
+        default. All else uses every core.
     engine : {"auto", "threads", "processes"}
         Where the function is called. "auto": in threads, until the first tiles show that it holds
         the interpreter's lock, as pure Python does; then in worker processes, started for it and
@@ -155,19 +157,17 @@ def tile_process(
         overwrite=overwrite,
     )
     check_engine(engine)
-    if use_gpu and engine == "auto":  # processes would share the GPU's memory
-        engine = "threads"
-    executor = choose_executor(_n_workers(max_workers, use_gpu))
-    plan = plan_run(image, fn, options)
-    run_plan(plan, executor, progress=progress, keep_stage=keep_stage, resume=resume, engine=engine)
-    return lazy_array(plan.target.location, "0")
-
-
-def _n_workers(max_workers: int | None, use_gpu: bool) -> int | None:
-    """Return how many tiles to work on at a time; None leaves it to the engine."""
     if max_workers is not None:
         max_workers = whole_number("max_workers", max_workers, 1, 2**16)
-    if not use_gpu:
-        return max_workers
-    visible_gpus()
-    return max_workers or 1
+    workers = choose_workers(max_workers, engine, use_gpu=use_gpu)
+    plan = plan_run(image, fn, replace(options, place=workers.place))
+    workers = kept_here(workers, plan)
+    run_plan(
+        plan,
+        workers.executor,
+        progress=progress,
+        keep_stage=keep_stage,
+        resume=resume,
+        engine=workers.engine,
+    )
+    return lazy_array(plan.target.location, "0")

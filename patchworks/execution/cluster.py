@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from patchworks.errors import ClientError, MissingExtraError
-from patchworks.execution.machine import available_cores, available_memory_bytes
+from dask.utils import parse_bytes
+
+from patchworks.errors import InputError
+from patchworks.execution.gpus import Gpu, most_free, visible_gpus
+from patchworks.execution.machine import Memory, available_cores
+from patchworks.run import whole_number
 
 LOOPBACK = "127.0.0.1"
 
@@ -27,50 +30,108 @@ def make_local_cluster(
     use_gpu : bool
         One worker per GPU, each seeing only its own.
     n_workers : int, optional
-        Worker processes; by default one per core, or per GPU.
+        Worker processes; by default one per core, or per GPU. Fewer than there are GPUs take those
+        with the most free memory.
     memory_limit : int or str, optional
-        Memory of one worker, in bytes or as ``"8GB"``; by default an even share of what is
-        available.
+        Memory of one worker, in bytes or as ``"8GB"``; by default an even share of what is free,
+        within the limits of all containers around this process. A worker that exceeds it ends.
     threads_per_worker : int
-        Tiles at a time in one process.
+        Tiles at a time in one process; on a GPU it is one.
     **cluster_kwargs
-        More for `distributed.LocalCluster`.
+        More for `distributed.LocalCluster`, or with `use_gpu` for `distributed.SpecCluster`.
 
     Returns
     -------
-    client, cluster : distributed.Client, distributed.LocalCluster
+    client, cluster : distributed.Client, distributed.SpecCluster
         Close both at the end.
 
     Raises
     ------
+    InputError
+        If a number is not one, there are fewer GPUs than workers, or the limits add up to more
+        memory than there is.
     ClientError, MissingExtraError
         If `use_gpu` is True and there is no GPU, or no way to ask for one.
+
+    Notes
+    -----
+    Workers neither spill to disk nor pause, and are not given up while a function holds the
+    interpreter's lock, so that they send no heartbeat: see `patchworks.execution.cluster_settings`.
     """
-    from distributed import Client, LocalCluster
+    from distributed import Client
 
     gpus = visible_gpus() if use_gpu else []
-    workers = n_workers or (len(gpus) if use_gpu else available_cores())
-    limit = memory_limit or available_memory_bytes() // workers
+    workers = _number_of_workers(n_workers, gpus, use_gpu=use_gpu)
+    limit = _limit_of_each(memory_limit, workers)
+    n_threads = whole_number("threads_per_worker", threads_per_worker, 1, 2**10)
     if use_gpu:
-        cluster = _gpu_cluster(gpus, workers, limit, **cluster_kwargs)
+        names = [gpu.name for gpu in most_free(gpus, workers)]
+        cluster = spec_cluster(gpu_workers(names, memory_limit=limit), **cluster_kwargs)
     else:
-        # No dashboard, and no fixed port: with None the scheduler still listens on 8787.
-        quiet = {"dashboard_address": f"{LOOPBACK}:0", "scheduler_kwargs": {"dashboard": False}}
-        options = {**quiet, "host": LOOPBACK, **cluster_kwargs}
-        cluster = LocalCluster(
-            processes=True,
-            n_workers=workers,
-            threads_per_worker=threads_per_worker,
-            memory_limit=limit,
-            **options,
+        cluster = _local_cluster(workers, n_threads, limit, **cluster_kwargs)
+    try:
+        return Client(cluster), cluster
+    except BaseException:
+        cluster.close()
+        raise
+
+
+def _number_of_workers(n_workers: int | None, gpus: Sequence[Gpu], *, use_gpu: bool) -> int:
+    if n_workers is None:
+        return len(gpus) if use_gpu else available_cores()
+    wanted = whole_number("n_workers", n_workers, 1, 2**12)
+    if use_gpu and wanted > len(gpus):
+        raise InputError(
+            f"n_workers={wanted}: {len(gpus)} GPUs are visible to this process, and each has one "
+            f"worker; leave n_workers out"
         )
-    return Client(cluster), cluster
+    return wanted
 
 
-def _gpu_cluster(gpus: list[str], n_workers: int, memory_limit: Any, **kwargs: Any) -> Any:
-    """Return a cluster of one process and one thread per worker, each seeing one GPU."""
-    devices = [gpus[i % len(gpus)] for i in range(n_workers)]
-    return spec_cluster(gpu_workers(devices, memory_limit=memory_limit), **kwargs)
+def _limit_of_each(memory_limit: int | str | None, n_workers: int) -> int:
+    """Return the memory of one worker: all limits together are no more than there is."""
+    memory = Memory.of_this_process()
+    if memory_limit is None:
+        return max(1, memory.available_bytes // n_workers)
+    wrong = f"memory_limit={memory_limit!r}: expected bytes, or a text such as '8GB'"
+    if isinstance(memory_limit, bool) or not isinstance(memory_limit, (int, str)):
+        raise InputError(wrong)
+    try:
+        limit = int(parse_bytes(memory_limit))
+    except ValueError as error:
+        raise InputError(wrong) from error
+    if limit < 1 or memory_limit == "":
+        raise InputError(wrong)
+    if limit * n_workers > memory.limit_bytes:
+        wanted, there = limit * n_workers / 2**30, memory.limit_bytes / 2**30
+        raise InputError(
+            f"memory_limit={memory_limit!r}: {n_workers} workers could take {wanted:.1f} GiB, and "
+            f"this process may have {there:.1f} GiB in all; give a smaller limit, fewer workers "
+            f"with n_workers=, or leave it out"
+        )
+    return limit
+
+
+def _local_cluster(n_workers: int, n_threads: int, memory_limit: int, **kwargs: Any) -> Any:
+    from patchworks.execution.cluster_settings import PatientLocalCluster, settled
+
+    # No dashboard, and no fixed port: with None the scheduler still listens on 8787.
+    quiet = {"dashboard_address": f"{LOOPBACK}:0", "scheduler_kwargs": {"dashboard": False}}
+    with settled():
+        return PatientLocalCluster(  # type: ignore[no-untyped-call]
+            processes=True,
+            n_workers=n_workers,
+            threads_per_worker=n_threads,
+            memory_limit=memory_limit,
+            **{**quiet, "host": LOOPBACK, **_worker_options(), **kwargs},
+        )
+
+
+def _worker_options() -> dict[str, Any]:
+    """Return what every nanny is made with."""
+    from patchworks.execution.cluster_settings import WORKER_CONFIG, EndWithParent
+
+    return {"config": WORKER_CONFIG, "plugins": (EndWithParent(),)}
 
 
 def gpu_workers(gpus: Sequence[str], **options: Any) -> dict[str, dict[str, Any]]:
@@ -121,7 +182,8 @@ def worker_process(**options: Any) -> dict[str, Any]:
     """Specify one worker process for `spec_cluster`, on loopback unless ``host`` is given."""
     from distributed import Nanny
 
-    return {"cls": Nanny, "options": {"host": LOOPBACK, "dashboard": False, **options}}
+    fixed = {"host": LOOPBACK, "dashboard": False, **_worker_options()}
+    return {"cls": Nanny, "options": {**fixed, **options}}
 
 
 def spec_cluster(
@@ -143,47 +205,14 @@ def spec_cluster(
     distributed.SpecCluster
         A context manager; close it at the end.
     """
-    from distributed import Scheduler, SpecCluster
+    from distributed import Scheduler
+
+    from patchworks.execution.cluster_settings import PatientSpecCluster, settled
 
     # Without an address of its own, what a scheduler serves over HTTP takes port 8787, or warns.
     options = {"host": host, "dashboard": False, "dashboard_address": f"{host}:0"}
     scheduler = {"cls": Scheduler, "options": options}
-    return SpecCluster(workers=dict(workers), scheduler=scheduler, **kwargs)
-
-
-def visible_gpus(asked_by: str = "use_gpu=True") -> list[str]:
-    """Return the GPUs this process may use, as CUDA_VISIBLE_DEVICES would name them.
-
-    Parameters
-    ----------
-    asked_by : str
-        The parameter that asks for GPUs, for the messages.
-
-    Raises
-    ------
-    MissingExtraError
-        If nvidia-ml-py is not installed.
-    ClientError
-        If there is no GPU.
-    """
-    try:
-        import pynvml
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{asked_by} needs nvidia-ml-py; install it with pip install 'patchworks[gpu]'"
-        ) from error
-    try:
-        pynvml.nvmlInit()
-        found = [str(i) for i in range(pynvml.nvmlDeviceGetCount())]
-    except pynvml.NVMLError as error:
-        raise ClientError(
-            f"{asked_by}: no NVIDIA GPU answers on this machine ({error}); leave it out"
-        ) from error
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = found if chosen is None else [name for name in chosen.split(",") if name.strip()]
-    if not gpus:
-        raise ClientError(
-            f"{asked_by}: no GPU is visible to this process (CUDA_VISIBLE_DEVICES={chosen!r}); "
-            "leave it out"
+    with settled():
+        return PatientSpecCluster(  # type: ignore[no-untyped-call]
+            workers=dict(workers), scheduler=scheduler, **kwargs
         )
-    return gpus

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from importlib import import_module
 from typing import Any
@@ -57,6 +57,8 @@ class ProcessExecutor:
     ----------
     n_workers : int
         Processes.
+    environments : sequence of mapping, optional
+        For each process, variables that are set in it alone, such as the GPU it is to see.
 
     Examples
     --------
@@ -68,34 +70,34 @@ class ProcessExecutor:
     crosses_processes: bool = True
     max_batches: int = 10_000
 
-    def __init__(self, n_workers: int) -> None:
+    def __init__(self, n_workers: int, environments: Sequence[Mapping[str, str]] = ()) -> None:
         self.n_workers = n_workers
+        self.environments = environments
         self._is_done = True
         self._starting: list[Future[Any]] = []
-        self._pool: Any = None
+        # One of all processes, or one of each, for the processes of a pool are all alike.
+        self._pools: list[Any] = []
 
     def __enter__(self) -> ProcessExecutor:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._pool is not None:
-            for future in self._starting:
-                future.cancel()
-            self._pool.shutdown(wait=True, kill_workers=kind is not None or not self._is_done)
+        for future in self._starting:
+            future.cancel()
+        for pool in self._pools:
+            pool.shutdown(wait=True, kill_workers=kind is not None or not self._is_done)
 
     def start(self) -> None:
         """Start the processes, and have them import what tiles need, while others go on here."""
-        import loky
-
-        self._pool = loky.ProcessPoolExecutor(
-            self.n_workers,
-            context=loky.backend.get_context("loky"),
-            initializer=_end_with,
-            initargs=(os.getpid(),),
-            env=share_of_cores(self.n_workers, available_cores()),
-        )
-        needed = "patchworks.pipeline"
-        self._starting = [self._pool.submit(import_module, needed) for _ in range(self.n_workers)]
+        share = share_of_cores(self.n_workers, available_cores())
+        if self.environments:
+            self._pools = [_pool_of(1, {**share, **each}) for each in self.environments]
+        else:
+            self._pools = [_pool_of(self.n_workers, share)]
+        needed, n_each = "patchworks.pipeline", self.n_workers // len(self._pools)
+        self._starting = [
+            pool.submit(import_module, needed) for pool in self._pools for _ in range(n_each)
+        ]
 
     @property
     def is_ready(self) -> bool:
@@ -106,23 +108,23 @@ class ProcessExecutor:
         """Yield the result of each batch as it comes; after an error no batch is begun."""
         import loky
 
-        if self._pool is None:
+        if not self._pools:
             self.start()
         todo = iter(batches)
-        running: set[Future[Any]] = set()
+        running: dict[Future[Any], Any] = {}
         self._is_done = False
         try:
-            for batch in todo:
-                running.add(self._pool.submit(run_portably, fn, batch))
-                if len(running) >= 2 * self.n_workers:
-                    break
+            # One at work and one waiting for each process.
+            for pool, batch in zip(self._slots(), todo, strict=False):
+                running[pool.submit(run_portably, fn, batch)] = pool
             while running:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
+                    pool = running.pop(future)
                     result = future.result()
                     batch = next(todo, ())
                     if batch:
-                        running.add(self._pool.submit(run_portably, fn, batch))
+                        running[pool.submit(run_portably, fn, batch)] = pool
                     yield result
             self._is_done = True
         except loky.process_executor.TerminatedWorkerError as error:
@@ -130,6 +132,22 @@ class ProcessExecutor:
         finally:
             for future in running:
                 future.cancel()
+
+    def _slots(self) -> list[Any]:
+        """Return the pools, each twice for every process, all processes in turn."""
+        return self._pools * (2 * self.n_workers // len(self._pools))
+
+
+def _pool_of(n_workers: int, env: Mapping[str, str]) -> Any:
+    import loky
+
+    return loky.ProcessPoolExecutor(
+        n_workers,
+        context=loky.backend.get_context("loky"),
+        initializer=_end_with,
+        initargs=(os.getpid(),),
+        env=dict(env),
+    )
 
 
 def _end_with(parent: int) -> None:

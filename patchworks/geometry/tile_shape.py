@@ -8,9 +8,8 @@ from numbers import Integral
 from typing import Any
 
 import numpy as np
-import psutil
 
-from patchworks.errors import InputError, MemoryBudgetError
+from patchworks.errors import InputError
 from patchworks.geometry.grid import TileGrid, ceil_div
 
 DEFAULT_OVERLAP = 16
@@ -47,7 +46,8 @@ def resolve_grid(
     shape, dtype
         The spatial shape of the image, in voxels, and its dtype.
     tile_shape
-        As in `patchworks.tile_process`.
+        As in `patchworks.tile_process`; whoever asks has put a shape in the place of ``"auto"``,
+        which depends on the machine.
     overlap
         Voxels of halo; None for the default.
     chunks : sequence of sequence of int, optional
@@ -77,9 +77,7 @@ def _tile_shape(
     if tile_shape is None:
         return default_tile_shape(shape, storage_chunks)
     if isinstance(tile_shape, str):
-        if tile_shape != "auto":
-            raise InputError(f"tile_shape={tile_shape!r}: expected a tuple, a callable or 'auto'")
-        return auto_tile_shape(shape, dtype, chunks=storage_chunks)
+        raise InputError(f"tile_shape={tile_shape!r}: expected a tuple, a callable or 'auto'")
     if callable(tile_shape):
         try:
             given = tile_shape(shape, dtype)
@@ -193,57 +191,3 @@ def halve_until(tile: tuple[int, ...], max_voxels: int) -> tuple[int, ...]:
         axis = max(range(len(extents)), key=lambda a: (extents[a], a))
         extents[axis] = ceil_div(extents[axis], 2)
     return tuple(extents)
-
-
-def auto_tile_shape(
-    shape: tuple[int, ...],
-    dtype: np.dtype | str,
-    *,
-    chunks: tuple[int, ...] | None = None,
-    budget_bytes: int | None = None,
-    n_workers: int | None = None,
-) -> tuple[int, ...]:
-    """Return the largest sensible tile that fits the memory of this machine.
-
-    Parameters
-    ----------
-    shape : tuple of int
-        Spatial shape of the image, in voxels, 2 to 5 axes.
-    dtype : numpy.dtype or str
-        Dtype of the image.
-    chunks : tuple of int, optional
-        Chunk shape of the store; tiles are made a multiple of it where it is smaller.
-    budget_bytes : int, optional
-        Memory that all workers may use together; half of what is available by default.
-    n_workers : int, optional
-        Tiles in memory at a time; the number of cores by default.
-
-    Raises
-    ------
-    MemoryBudgetError
-        If the budget is too small for a tile of one voxel.
-
-    Examples
-    --------
-    >>> auto_tile_shape((128, 2048, 2048), "uint16", budget_bytes=2**30, n_workers=2)
-    (128, 512, 256)
-    """
-    if budget_bytes is None:
-        budget_bytes = psutil.virtual_memory().available // 2
-    workers = n_workers or psutil.cpu_count() or 1
-    per_voxel = np.dtype(dtype).itemsize + WORKING_BYTES_PER_VOXEL
-    voxels = min(budget_bytes // (workers * per_voxel), MAX_VOXELS)
-    if voxels < 1:
-        raise MemoryBudgetError(
-            f"a budget of {budget_bytes} bytes for {workers} workers does not hold one voxel "
-            f"({per_voxel} bytes each); give more memory or fewer workers"
-        )
-    tile = halve_until(tuple(shape), voxels)
-    if chunks is None:
-        return tile
-    return tuple(
-        [
-            t if t == n or t < c else c * (t // c)
-            for t, n, c in zip(tile, shape, chunks, strict=True)
-        ]
-    )

@@ -90,6 +90,14 @@ class ImageSource:
         """What reads the array's chunks without zarr, where that is possible."""
         return reader_of(self.stored.array)
 
+    @property
+    def shards(self) -> tuple[int, ...] | None:
+        """Shape on the kept axes of the stored objects that hold several chunks; None without."""
+        shards = getattr(self.stored.array, "shards", None)
+        if shards is None:
+            return None
+        return tuple([int(s) for s, p in zip(shards, self.pick, strict=True) if p is None])
+
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "chunk_reader"}
 

@@ -7,15 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchworks.errors import InputError, MemoryBudgetError
+from patchworks.errors import InputError
 from patchworks.geometry.grid import TileGrid
 from patchworks.geometry.tile_shape import (
     DEFAULT_OVERLAP,
     MAX_VOXELS,
     MIN_EXTENT,
     MIN_VOXELS,
-    WORKING_BYTES_PER_VOXEL,
-    auto_tile_shape,
     check_tile_shape,
     default_tile_shape,
     halve_until,
@@ -225,41 +223,9 @@ def test_halving_stops_as_soon_as_the_tile_fits(data):
     assert halved == tile or prod(halved) * 4 > most
 
 
-@laws
-@given(stores(), st.sampled_from(["uint8", "uint16", "float32"]), st.integers(1, 64))
-def test_automatic_tiles_of_all_workers_fit_the_budget(store, dtype, n_workers):
-    shape, chunks = store
-    budget = 2**28
-    tile = auto_tile_shape(shape, dtype, chunks=chunks, budget_bytes=budget, n_workers=n_workers)
-    per_voxel = np.dtype(dtype).itemsize + WORKING_BYTES_PER_VOXEL
-    assert n_workers * prod(tile) * per_voxel <= budget
-
-
-@laws
-@given(stores())
-def test_automatic_tiles_hold_whole_chunks_where_a_chunk_fits(store):
-    shape, chunks = store
-    tile = auto_tile_shape(shape, "uint16", chunks=chunks, budget_bytes=2**30, n_workers=2)
-    for t, c, n in zip(tile, chunks, shape, strict=True):
-        assert t == n or t < c or t % c == 0
-
-
-def test_more_memory_never_makes_automatic_tiles_smaller():
-    sizes = [
-        prod(auto_tile_shape((512, 4096, 4096), "uint16", budget_bytes=2**b, n_workers=4))
-        for b in range(10, 40)
-    ]
-    assert sizes == sorted(sizes)
-
-
-def test_automatic_tiles_are_made_from_the_memory_of_this_machine():
-    grid = grid_of(tile_shape="auto", storage_chunks=(8, 16, 16))
-    assert all(1 <= t <= n for t, n in zip(grid.tile_shape, SHAPE, strict=True))
-
-
-def test_a_budget_that_holds_no_voxel_is_refused_and_named():
-    with pytest.raises(MemoryBudgetError, match="100 bytes for 8 workers"):
-        auto_tile_shape((64, 64), "uint16", budget_bytes=100, n_workers=8)
+def test_automatic_tiles_need_a_machine_and_are_none_of_geometry():
+    with pytest.raises(InputError, match="'auto'"):
+        grid_of(tile_shape="auto")
 
 
 def test_a_bad_tile_shape_is_named_as_the_caller_names_it():
