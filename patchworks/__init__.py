@@ -8,11 +8,13 @@ from patchworks.estimate_empty_tiles import estimate_empty_tiles
 from patchworks.execution.cluster import make_local_cluster
 from patchworks.lazy import load_ome_zarr
 from patchworks.merge_tile_labels import merge_tile_labels
+from patchworks.proposal import RunProposal, plan_run
 from patchworks.relabel_sequential import relabel_sequential_array, relabel_sequential_zarr
 from patchworks.tile_process import tile_process
 
 __all__ = [
     "PatchworksError",
+    "RunProposal",
     "auto_overlap",
     "auto_tile_shape",
     "auto_tile_shape_cellpose",
@@ -20,6 +22,7 @@ __all__ = [
     "load_ome_zarr",
     "make_local_cluster",
     "merge_tile_labels",
+    "plan_run",
     "relabel_sequential_array",
     "relabel_sequential_zarr",
     "tile_process",

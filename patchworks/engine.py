@@ -81,6 +81,11 @@ class Workers:
     engine: Engine | OnGpus
     place: WorkPlace
 
+    @property
+    def are_threads(self) -> bool:
+        """Whether the function is called in this process, at least in the beginning."""
+        return not self.executor.crosses_processes and self.engine in ("auto", "threads")
+
 
 def choose_workers(max_workers: int | None, engine: Engine, *, use_gpu: bool) -> Workers:
     """Return what calls the function of a run; nothing is started.

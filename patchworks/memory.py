@@ -36,6 +36,9 @@ REGION_BYTES = 16
 PROCESS_BYTES = 2**27
 """What a worker process holds before it begins: the interpreter and what is imported."""
 
+SLACK = 1 / 8
+"""Of chunks that are kept: what their allocator cannot give back between them."""
+
 THREADS_BYTES = 2**25
 """What threads, buffers of files and the allocator's slack take beside the voxels."""
 
@@ -87,7 +90,8 @@ class MemoryNeed:
             + self.decoding_bytes
             + (self.n_ahead + self.n_workers) * self.read_bytes
             + self.n_workers * self.working_bytes
-            + self.staging_bytes
+            # The call that goes on beside it has just begun.
+            + max(0, self.staging_bytes - self.working_bytes)
         )
         most = max(segmenting, self.joining_bytes, self.region_bytes)
         return THREADS_BYTES + self.fixed_bytes + most
@@ -118,7 +122,7 @@ def memory_need(plan: RunPlan, n_workers: int, n_cores: int) -> MemoryNeed:
         held_bytes=int(psutil.Process().memory_info().rss),
         n_workers=n_workers,
         n_ahead=n_ahead,
-        kept_bytes=plan.reader.most_kept_bytes,
+        kept_bytes=int((1 + SLACK) * plan.reader.most_kept_bytes),
         decoding_bytes=plan.reader.most_decoded_bytes,
         read_bytes=n_voxels * itemsize,
         working_bytes=int(n_voxels * plan.need.bytes_per_voxel),

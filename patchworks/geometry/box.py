@@ -42,6 +42,20 @@ class Box:
         """Return the box of a whole array of `shape`."""
         return cls((0,) * len(shape), tuple(shape))
 
+    @classmethod
+    def around(cls, centre: tuple[int, ...], shape: tuple[int, ...], within: Box) -> Box:
+        """Return the box of a shape that has `centre` in its middle, or near it at the border.
+
+        Examples
+        --------
+        >>> Box.around((5, 5), (4, 4), Box.whole((6, 20)))
+        Box(start=(2, 3), stop=(6, 7))
+        """
+        extents = [min(s, n) for s, n in zip(shape, within.shape, strict=True)]
+        axes = zip(centre, extents, within.start, within.stop, strict=True)
+        start = [max(first, min(c - n // 2, last - n)) for c, n, first, last in axes]
+        return cls(tuple(start), tuple([a + n for a, n in zip(start, extents, strict=True)]))
+
     @property
     def ndim(self) -> int:
         """Number of axes."""
