@@ -217,7 +217,7 @@ class _Steps:
                 plan = with_threshold(plan, pipeline.sample_threshold(plan))
             self.plan = plan
             if self.executor.crosses_processes:
-                self.plan = pipeline.stored(self.plan)
+                pipeline.save_plan(self.plan)
 
     def segment(self) -> None:
         """Segment and stage every tile that is not done."""
@@ -246,7 +246,7 @@ class _Steps:
     def stitch(self) -> Relabeling:
         """Judge every seam, and number the objects."""
         with self.report.timed("stitch"):
-            join = partial(pipeline.join_tiles, self.plan)
+            join = self._of_plan(pipeline.join_tiles)
             tiles = range(self.report.n_tiles)
             batches = batched(tiles, 4 * self.others.n_workers)
             joined = list(self.others.map(join, batches))
@@ -259,7 +259,7 @@ class _Steps:
         self.lock.check()
         with self.report.timed("merge"):
             todo = pipeline.begin_label_image(self.plan, relabeling)
-            finish = partial(pipeline.finish_regions, self.plan)
+            finish = self._of_plan(pipeline.finish_regions)
             for _ in self._each(finish, todo, "merge", "region", int):
                 pass
 
@@ -274,6 +274,12 @@ class _Steps:
                     pass
             self.lock.check()
             pipeline.publish(self.plan, relabeling, version("patchworks"))
+
+    def _of_plan(self, fn: Callable[[RunPlan, Batch], Result]) -> Callable[[Batch], Result]:
+        """Return a function of the plan and a batch as one of the batch, for the engine."""
+        if self.others.crosses_processes:
+            return pipeline.FromStage(fn, str(self.plan.stage.root))
+        return partial(fn, self.plan)
 
     def _each(
         self,
