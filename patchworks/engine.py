@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Literal
 
 import cloudpickle
@@ -187,7 +186,8 @@ def segmented(
 
 
 def _in_batches(plan: RunPlan, todo: list[int], executor: Executor) -> Outcomes:
-    segment = partial(pipeline.segment_tiles, plan)
+    """Segment in other processes, which read the plan from its stage."""
+    segment = pipeline.FromStage(pipeline.segment_tiles, str(plan.stage.root))
     batches = shrinking_batches(todo, executor.n_workers, executor.max_batches)
     yield from executor.map(segment, batches)
 
@@ -205,7 +205,9 @@ def _for_processes(plan: RunPlan) -> RunPlan:
 
 def _in_processes(plan: RunPlan, todo: list[int], processes: ProcessExecutor) -> Outcomes:
     kept_bytes = plan.kept_bytes // processes.n_workers
-    yield from _in_batches(pipeline.stored(replace(plan, kept_bytes=kept_bytes)), todo, processes)
+    plan = replace(plan, kept_bytes=kept_bytes)
+    pipeline.save_plan(plan)
+    yield from _in_batches(plan, todo, processes)
 
 
 def _watched(plan: RunPlan, todo: list[int], n_workers: int) -> Outcomes:

@@ -7,12 +7,13 @@ Each may be run again at any time: what is done is left alone, and what is writt
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import cloudpickle
 import numpy as np
@@ -30,7 +31,7 @@ from patchworks.io.stage import Stage, write_whole
 from patchworks.io.tile_reader import KEPT_BYTES, TileReader
 from patchworks.joining import Joined, join_records
 from patchworks.run import RunSpec
-from patchworks.segmenters import Segmenter, name_of
+from patchworks.segmenters import Segmenter, StoredSegmenter, loaded, name_of
 from patchworks.steps import levels
 from patchworks.steps.merge import Relabeling, build_relabeling, gather_region
 from patchworks.steps.occupancy import is_occupied
@@ -39,8 +40,14 @@ from patchworks.tile_stream import TileOutcome, TileWork
 
 logger = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
 OCCUPANCY = "occupancy"
 PLAN_FILE = "plan.pickle"
+FUNCTION_FILE = "function.pickle"
+MOST_PLANS = 4
+"""Plans that a process keeps: of runs that go on side by side."""
+
 RETURN_EVERY_S = 3.0
 """Seconds of segmenting after which free memory is given back: it takes some milliseconds."""
 
@@ -56,7 +63,7 @@ class RunPlan:
     source : ImageSource
         The image.
     segmenter : callable
-        The function, prepared.
+        The function, prepared; a `StoredSegmenter` in a plan that was read from its stage.
     stage : Stage
         Where tiles are staged.
     target : LabelTarget
@@ -117,33 +124,59 @@ class RunPlan:
 
 
 def save_plan(plan: RunPlan) -> None:
-    """Write the plan to its stage, function and all, for workers that are told only the stage."""
+    """Write the plan and its function to its stage, for workers that are told only the stage."""
+    function = plan.stage.root / FUNCTION_FILE
+    write_whole(function, cloudpickle.dumps(loaded(plan.segmenter)))
+    plan = replace(plan, segmenter=StoredSegmenter(str(function)))
     write_whole(plan.stage.root / PLAN_FILE, cloudpickle.dumps(plan))
 
 
-class StoredPlan(RunPlan):
-    """A plan that travels to a worker as the path of its stage, where it is read once."""
+@dataclass(frozen=True)
+class FromStage(Generic[Result]):
+    """A function of a plan and a batch that goes to a worker with the path of the plan's stage.
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return load_plan, (str(self.stage.root),)
+    Not bound to the plan: what is sent with a task is made anew for every task, a model too, and
+    the scheduler of a Dask cluster makes it as well.
 
+    Parameters
+    ----------
+    fn : callable
+        Of a plan and indices; one of this module's.
+    stage : str
+        Where the plan was saved.
+    """
 
-def stored(plan: RunPlan) -> StoredPlan:
-    """Write the plan to its stage and return one that is small to send."""
-    save_plan(plan)
-    return StoredPlan(**{f.name: getattr(plan, f.name) for f in fields(plan)})
+    fn: Callable[[RunPlan, Sequence[int]], Result]
+    stage: str
+
+    def __call__(self, batch: Sequence[int]) -> Result:
+        """Call the function in this process."""
+        return self.fn(load_plan(self.stage), batch)
 
 
 def load_plan(stage: str) -> RunPlan:
-    """Return the plan of a stage; read once per process, so that a model is loaded once."""
+    """Return the plan of a stage: read once per process, so that a model is loaded once.
+
+    Plans of runs that have ended are let go of, and their models with them.
+    """
     path = Path(stage) / PLAN_FILE
-    return _load_plan(path, path.stat().st_mtime_ns)
+    written_ns = path.stat().st_mtime_ns
+    with _READING:
+        kept = _PLANS.get(path)
+        if kept is not None and kept[0] == written_ns:
+            return kept[1]
+        del kept
+        for other in [p for p in _PLANS if p == path or not p.exists()]:
+            del _PLANS[other]
+        while len(_PLANS) >= MOST_PLANS:
+            del _PLANS[next(iter(_PLANS))]
+        plan: RunPlan = cloudpickle.loads(path.read_bytes())
+        _PLANS[path] = written_ns, plan
+        return plan
 
 
-@lru_cache(maxsize=4)
-def _load_plan(path: Path, _written_ns: int) -> RunPlan:
-    plan: RunPlan = cloudpickle.loads(path.read_bytes())
-    return plan
+_PLANS: dict[Path, tuple[int, RunPlan]] = {}
+_READING = threading.Lock()
 
 
 def sample_threshold(plan: RunPlan) -> float:
@@ -256,7 +289,9 @@ def segment_stream(
         By which tiles that are not segmented yet are asked back, in groups.
     """
     occupied = plan.stage.read_array(OCCUPANCY) if plan.spec.skip_empty else None
-    work = TileWork(plan.spec, plan.reader, plan.segmenter, plan.stage, occupied, plan.limit)
+    work = TileWork(
+        plan.spec, plan.reader, loaded(plan.segmenter), plan.stage, occupied, plan.limit
+    )
     patience = Patience(max_failures)
     returned_s = time.monotonic()
     for found in work.outcomes(tiles, n_workers, plan.n_ahead, recall):

@@ -220,7 +220,7 @@ class _Steps:
                 plan = self._find_signal(plan)
             self.plan = plan
             if self.executor.crosses_processes:
-                self.plan = pipeline.stored(self.plan)
+                pipeline.save_plan(self.plan)
             if self.emptiness is not None and self._needs_pass(self.emptiness):
                 self._look_at_all(self.emptiness)
 
@@ -243,7 +243,7 @@ class _Steps:
         units = range(known.units.n_tiles)
         look: Callable[[Batch], int]
         if self.others.crosses_processes:
-            look = partial(pipeline.map_maxima, self.plan)
+            look = self._of_plan(pipeline.map_maxima)
             batches = batched(units, 4 * self.others.n_workers)
         else:
             look, batches = known.look_at, batched(units, self.others.max_batches)
@@ -282,7 +282,7 @@ class _Steps:
     def stitch(self) -> Relabeling:
         """Judge every seam, and number the objects."""
         with self.report.timed("stitch"):
-            join = partial(pipeline.join_tiles, self.plan)
+            join = self._of_plan(pipeline.join_tiles)
             tiles = range(self.report.n_tiles)
             batches = batched(tiles, 4 * self.others.n_workers)
             joined = list(self.others.map(join, batches))
@@ -295,7 +295,7 @@ class _Steps:
         self.lock.check()
         with self.report.timed("merge"):
             todo = pipeline.begin_label_image(self.plan, relabeling)
-            finish = partial(pipeline.finish_regions, self.plan)
+            finish = self._of_plan(pipeline.finish_regions)
             for _ in self._each(finish, todo, "merge", "region", int):
                 pass
 
@@ -310,6 +310,12 @@ class _Steps:
                     pass
             self.lock.check()
             pipeline.publish(self.plan, relabeling, version("patchworks"))
+
+    def _of_plan(self, fn: Callable[[RunPlan, Batch], Result]) -> Callable[[Batch], Result]:
+        """Return a function of the plan and a batch as one of the batch, for the engine."""
+        if self.others.crosses_processes:
+            return pipeline.FromStage(fn, str(self.plan.stage.root))
+        return partial(fn, self.plan)
 
     def _each(
         self,
