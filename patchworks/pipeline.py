@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -150,6 +151,7 @@ def known_emptiness(plan: RunPlan) -> Emptiness | None:
     """
     found = Emptiness.of(plan.source) if plan.spec.skip_empty else None
     if found is not None:
+        found.take(emptiness.staged_map(plan.stage, plan.source))  # of a try that was interrupted
         emptiness.stage_map(plan.stage, found.maxima)
     return found
 
@@ -161,8 +163,15 @@ def map_maxima(plan: RunPlan, units: Sequence[int]) -> int:
         return 0
     before = known.known.copy()
     n_read = Emptiness(plan.source, known).look_at(units)
-    emptiness.stage_learned(plan.stage, f"{units[0]}-{units[-1]}", known, before)
+    emptiness.stage_learned(plan.stage, units, known, before)
     return n_read
+
+
+def stage_learned(plan: RunPlan, found: Emptiness) -> None:
+    """Put what this process's reader has learned where the next try finds it."""
+    found.take(plan.reader.maxima)
+    with suppress(OSError):  # it can be learned again
+        emptiness.stage_map(plan.stage, found.maxima)
 
 
 def gather_maxima(plan: RunPlan, found: Emptiness) -> None:
