@@ -173,7 +173,7 @@ def choose_threshold(stage: StageOf) -> float:
     **CACHED,
 )
 def map_maxima(stage: StageOf, batch: Batch) -> int:
-    """Read parts of the image for the largest voxel of each small box; returns how many."""
+    """Read parts of the image for the largest voxel of each small box; returns how many voxels."""
     with portably():
         return pipeline.map_maxima(pipeline.load_plan(stage.root), batch.indices)
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -125,13 +126,12 @@ class Emptiness:
             self._kept = np.zeros(0, bool)
 
     def look_at(self, units: Sequence[int]) -> int:
-        """Read units of the image for what is not known of them; returns how many were read."""
+        """Read what is not known of some units of the image; returns how many voxels were read."""
         n_read = 0
         for index in units:
-            box = self.units[index].core
-            if not self.maxima.known[self.maxima.grid.inside(box)].all():
-                self.maxima.learn(box, self.source.read(box))
-                n_read += 1
+            for part in self.maxima.open_parts(self.units[index].core, inf):
+                self.maxima.learn(part, self.source.read(part))
+                n_read += part.size
         return n_read
 
     def take(self, learned: MaximumMap | None) -> None:

@@ -157,7 +157,10 @@ def known_emptiness(plan: RunPlan) -> Emptiness | None:
 
 
 def map_maxima(plan: RunPlan, units: Sequence[int]) -> int:
-    """Read units of the image for what its map does not know; what is learned goes to the stage."""
+    """Read units of the image for what its map does not know; returns how many voxels were read.
+
+    What is learned goes to the stage.
+    """
     known = emptiness.staged_map(plan.stage, plan.source)
     if known is None:
         return 0
