@@ -97,8 +97,7 @@ def find_background(sample: np.ndarray) -> Background:
     n_voxels = f"a sample of {values.size} voxels"
     if values.size == 0:
         return Background(_lowest(values, dtype), f"{n_voxels} that are numbers")
-    values = _without_hot_pixels(values)
-    otsu, share = _split(values)
+    values, otsu, share = _split_without_hot_pixels(values)
     if share >= TWO_CLASSES:
         threshold = _lowered(values, otsu, dtype)
         said = f"{n_voxels}: Otsu's threshold is {otsu:g}; below it, where noise ends"
@@ -135,6 +134,20 @@ def _finite(sample: np.ndarray) -> np.ndarray:
     finite = sample[np.isfinite(sample)]
     n_infinite = int(np.count_nonzero(sample == np.inf)) if finite.size else 0
     return np.append(finite, np.full(n_infinite, finite.max())) if n_infinite else finite
+
+
+def _split_without_hot_pixels(values: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """Return the values without hot pixels, Otsu's threshold of them, and how well it splits them.
+
+    A brighter class that is too small is one of hot pixels.
+    """
+    values = _without_hot_pixels(values)
+    for _ in range(MOST_SPLITS):
+        otsu, share = _split(values)
+        if share < TWO_CLASSES or np.count_nonzero(values > otsu) >= RARE * values.size:
+            return values, otsu, share
+        values = np.minimum(values, values[values <= otsu].max())
+    return values, otsu, 0.0
 
 
 def _without_hot_pixels(values: np.ndarray) -> np.ndarray:
@@ -188,4 +201,6 @@ def _lowered(values: np.ndarray, otsu: float, dtype: np.dtype) -> float:
             break
         threshold = lower
     end, _ = _end_of_noise(values[values <= threshold], values, dtype)
-    return min(threshold, end)
+    if np.any((values > threshold) & (values <= end)):
+        return threshold
+    return end
