@@ -177,7 +177,7 @@ def _level_and_noise(values: np.ndarray, dtype: np.dtype) -> tuple[float, float]
 
     The brighter side holds the rims of objects.
     """
-    darker, level = np.percentile(values, (15.87, 50)).astype(float)
+    darker, level = map(float, np.percentile(values, (15.87, 50)))
     return level, max(level - darker, ROUNDING if dtype.kind in "iu" else 0.0)
 
 
