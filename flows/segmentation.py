@@ -19,7 +19,6 @@ from prefect import get_run_logger
 from flows import tasks
 from flows.artifacts import Progress
 from flows.batches import (
-    ESTIMATE_RUNS,
     JOIN_RUNS,
     LEVEL_RUNS,
     MAX_PROBES,
@@ -35,6 +34,7 @@ from flows.batches import (
     to_array,
 )
 from flows.caching import StageOf, kept_in
+from flows.occupancy import find_occupied
 from flows.parameters import Run
 from flows.task_runs import TICK_S, Call, Place, TaskRuns
 from patchworks import joining, pipeline
@@ -72,6 +72,7 @@ class Segmentation:
         self.options = options
         self.stage = StageOf("", "")
         self.itemsize = 4
+        self.n_unread = 0
 
     @property
     def n_tiles(self) -> int:
@@ -124,25 +125,7 @@ class Segmentation:
         if not plan.spec.skip_empty or plan.stage.read_array(pipeline.OCCUPANCY) is not None:
             return
         with self.report.timed("estimate empty tiles"):
-            kept = kept_in(self.stage, is_done=True)
-            threshold = self.runs.one(tasks.choose_threshold, {"stage": self.stage}, **kept)
-            n_runs = Work(n_slots=self.runs.runner.n_slots("other"), max_runs=ESTIMATE_RUNS).n_runs
-            batches = batches_of(0, self.n_tiles, n_runs)
-            found = self.runs.each(
-                [
-                    Call(
-                        task=tasks.estimate_empty_tiles,
-                        arguments={"stage": self.stage, "threshold": threshold, "batch": batch},
-                        options=kept,
-                    )
-                    for batch in batches
-                ]
-            )
-            occupied = [
-                list(zip(batch.indices, signal, strict=True))
-                for batch, signal in zip(batches, found, strict=True)
-            ]
-            pipeline.save_occupancy(plan, occupied)
+            self.n_unread = find_occupied(self.stage, self.runs)
 
     def segment(self) -> None:
         """Segment and stage every tile, in batches that last some seconds each."""
@@ -171,6 +154,7 @@ class Segmentation:
         empty = np.zeros_like(todo) if occupied is None else ~occupied.ravel()
         self.report.n_reused = len(done_before)
         self.report.n_empty = int(np.count_nonzero(todo & empty))
+        self.report.n_unread = min(self.n_unread, self.report.n_empty)
         self.report.n_segmented = int(np.count_nonzero(todo & ~empty))
 
     def _probe(self, progress: Progress) -> tuple[list[Batch], list[Batch]]:

@@ -166,6 +166,19 @@ def choose_threshold(stage: StageOf) -> float:
 
 
 @task(
+    name="map maxima",
+    task_run_name="map maxima, parts {batch.span}",
+    tags=["estimate"],
+    **RETRYING,
+    **CACHED,
+)
+def map_maxima(stage: StageOf, batch: Batch) -> int:
+    """Read parts of the image for the largest voxel of each small box; returns how many voxels."""
+    with portably():
+        return pipeline.map_maxima(pipeline.load_plan(stage.root), batch.indices)
+
+
+@task(
     name="estimate empty tiles",
     task_run_name="estimate empty tiles {batch.span}",
     tags=["estimate"],

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import numpy as np
 
 from patchworks.errors import InputError
 from patchworks.geometry.box_grid import BoxGrid, plan_boxes
-from patchworks.geometry.grid import TileGrid
+from patchworks.geometry.grid import Tile, TileGrid
 from patchworks.io.absent_chunks import learn_absent
 from patchworks.io.frames import pack, unpack
 from patchworks.io.image_source import ImageSource
@@ -79,6 +80,7 @@ class Emptiness:
     place: KeptMap | None = None
     threshold: float | None = None
     _kept: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    _was_kept: bool = False
 
     @classmethod
     def of(cls, source: ImageSource) -> Emptiness | None:
@@ -89,7 +91,7 @@ class Emptiness:
         place = KeptMap.of(source)
         kept = place.load(grid) if place is not None else None
         found = kept[0] if kept is not None else MaximumMap.unknown(grid, source.dtype)
-        emptiness = cls(source, found, place, _kept=found.known.copy())
+        emptiness = cls(source, found, place, None, found.known.copy(), kept is not None)
         if kept is not None and kept[1].get("rule") == RULE:
             emptiness.threshold = kept[1]["threshold"]
         if not found.is_complete:
@@ -99,7 +101,7 @@ class Emptiness:
     @property
     def was_begun(self) -> bool:
         """Whether another run left a part of the map."""
-        return bool(self._kept.any()) and not self.maxima.is_complete
+        return self._was_kept and not self.maxima.is_complete
 
     @cached_property
     def units(self) -> TileGrid:
@@ -110,21 +112,26 @@ class Emptiness:
         """Return the intensity above which a voxel is signal, found once for each image."""
         if given is not None:
             return given
-        if self.threshold is None:
-            self.threshold = sampled_background(self.source).threshold
-            self._kept = np.zeros(0, bool)  # to be kept, too
-        else:
+        if self.threshold is not None:
             logger.info("signal is above %g (as found before)", self.threshold)
-        return self.threshold
+            return self.threshold
+        found = sampled_background(self.source).threshold
+        self.note_threshold(found)
+        return found
+
+    def note_threshold(self, found: float) -> None:
+        """Note the threshold that was found in a sample of the image, to be kept with the map."""
+        if self.threshold != found:
+            self.threshold = found
+            self._kept = np.zeros(0, bool)
 
     def look_at(self, units: Sequence[int]) -> int:
-        """Read units of the image for what is not known of them; returns how many were read."""
+        """Read what is not known of some units of the image; returns how many voxels were read."""
         n_read = 0
         for index in units:
-            box = self.units[index].core
-            if not self.maxima.known[self.maxima.grid.inside(box)].all():
-                self.maxima.learn(box, self.source.read(box))
-                n_read += 1
+            for part in self.maxima.open_parts(self.units[index].core, inf):
+                self.maxima.learn(part, self.source.read(part))
+                n_read += part.size
         return n_read
 
     def take(self, learned: MaximumMap | None) -> None:
@@ -181,11 +188,25 @@ def staged_map(stage: Stage, source: ImageSource) -> MaximumMap | None:
     return found
 
 
-def stage_learned(stage: Stage, name: str, maxima: MaximumMap, known: np.ndarray) -> None:
-    """Write what a map knows beside some boxes to a stage."""
-    learned = maxima.learned_beside(known)
-    if len(learned):
-        stage.write_array(f"{LEARNED}{name}", learned)
+def stage_learned(
+    stage: Stage, units: Sequence[int], maxima: MaximumMap, known: np.ndarray
+) -> None:
+    """Write what units of the image added to a map of which some boxes were known."""
+    stage.write_array(_learned_in(units), maxima.learned_beside(known))
+
+
+def is_staged(stage: Stage, units: Sequence[int]) -> bool:
+    """Return whether a stage says what units of the image added to the map."""
+    return stage.read_array(_learned_in(units)) is not None
+
+
+def _learned_in(units: Sequence[int]) -> str:
+    return f"{LEARNED}{units[0]}-{units[-1]}"
+
+
+def knows_empty(maxima: MaximumMap, tile: Tile, threshold: float) -> bool:
+    """Return whether a map says that a tile holds no signal."""
+    return maxima.is_signal(tile.read, threshold) is False
 
 
 def gather_learned(stage: Stage, maxima: MaximumMap) -> None:

@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -193,19 +194,30 @@ def known_emptiness(plan: RunPlan) -> Emptiness | None:
     """
     found = Emptiness.of(plan.source) if plan.spec.skip_empty else None
     if found is not None:
+        found.take(emptiness.staged_map(plan.stage, plan.source))  # of a try that was interrupted
         emptiness.stage_map(plan.stage, found.maxima)
     return found
 
 
 def map_maxima(plan: RunPlan, units: Sequence[int]) -> int:
-    """Read units of the image for what its map does not know; what is learned goes to the stage."""
+    """Read units of the image for what its map does not know; returns how many voxels were read.
+
+    What is learned goes to the stage.
+    """
     known = emptiness.staged_map(plan.stage, plan.source)
     if known is None:
         return 0
     before = known.known.copy()
     n_read = Emptiness(plan.source, known).look_at(units)
-    emptiness.stage_learned(plan.stage, f"{units[0]}-{units[-1]}", known, before)
+    emptiness.stage_learned(plan.stage, units, known, before)
     return n_read
+
+
+def stage_learned(plan: RunPlan, found: Emptiness) -> None:
+    """Put what this process's reader has learned where the next try finds it."""
+    found.take(plan.reader.maxima)
+    with suppress(OSError):  # it can be learned again
+        emptiness.stage_map(plan.stage, found.maxima)
 
 
 def gather_maxima(plan: RunPlan, found: Emptiness) -> None:

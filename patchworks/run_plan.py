@@ -259,10 +259,13 @@ class _Steps:
             todo = [i for i in range(self.report.n_tiles) if i not in done]
             self.report.n_reused += len(done)
             self.report.n_workers = self.executor.n_workers
-            for outcomes in self._segmented(todo):
-                self.report.count(outcomes)
+            try:
+                for outcomes in self._segmented(todo):
+                    self.report.count(outcomes)
+            finally:
+                if self.emptiness is not None and not self.emptiness.maxima.is_complete:
+                    pipeline.stage_learned(self.plan, self.emptiness)
             if self.emptiness is not None:
-                self.emptiness.take(self.plan.reader.maxima)
                 self.emptiness.keep()
             self.plan.reader.clear()
             return_free_memory()

@@ -89,6 +89,7 @@ REFUSED = {
     "a threshold that is no number": (
         IMAGE, {"skip_empty": True, "empty_threshold": float("nan")}, INPUT, "finite",
     ),
+    "a negative threshold": (IMAGE, {"empty_threshold": -1}, INPUT, "empty_threshold=-1"),
     "a name with a slash": ("image.zarr", {"output_component": "a/b"}, INPUT, "plain name"),
     "a name upwards": ("image.zarr", {"output_component": ".."}, INPUT, "plain name"),
     "no place in an array": ("array.zarr", {}, INPUT, "write_to="),

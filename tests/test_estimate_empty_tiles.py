@@ -104,11 +104,19 @@ REFUSED = {
     "a tile of no voxels": (IMAGE, (0, 20, 20), {}),
     "a tile of floats": (IMAGE, (5.0, 20, 20), {}),
     "a threshold of nan": (IMAGE, (5, 20, 20), {"threshold": float("nan")}),
+    "a negative threshold": (IMAGE, (5, 20, 20), {"threshold": -1}),
     "a threshold as text": (IMAGE, (5, 20, 20), {"threshold": "low"}),
     "a negative overlap": (IMAGE, (5, 20, 20), {"overlap": -1}),
     "an overlap beyond the tile": (IMAGE, (5, 20, 20), {"overlap": 6}),
     "a channel of an array": (IMAGE, (5, 20, 20), {"channel": 1}),
 }
+
+
+def test_a_negative_threshold_means_something_where_voxels_may_be_negative():
+    for dtype in ("i2", "f4"):
+        image = np.full((8, 8), -5, dtype)
+        image[0, 0] = -2
+        assert estimate_empty_tiles(image, (4, 4), threshold=-3)["n_occupied"] == 1
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -23,7 +23,9 @@ from flows.artifacts.units import bytes_text, count_text, seconds_text
 TASKS_OF_STEP: Mapping[str, tuple[str, ...]] = {
     "convert": ("set up conversion", "convert regions", "finish conversion"),
     "set up stage": ("set up stage",),
-    "estimate empty tiles": ("choose threshold of empty tiles", "estimate empty tiles"),
+    "estimate empty tiles": (
+        *("choose threshold of empty tiles", "map maxima", "estimate empty tiles"),
+    ),
     "segment": ("segment tiles",),
     "stitch": ("judge seams", "stitch"),
     "merge": ("merge",),

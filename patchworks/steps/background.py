@@ -25,6 +25,11 @@ STILL_TWO = 0.7
 
 MOST_SPLITS = 8
 
+MOST = 0.5
+"""Share of the voxels that signal has at most: else dark may be what is looked for."""
+
+SAFE = "In doubt, nothing is left out but tiles of zeros"
+
 HOT = 1e-4
 """Share of the voxels, the brightest, that may be hot pixels: they count, but not how bright."""
 
@@ -34,8 +39,12 @@ RARE = 1e-3
 CEILING = 7.0
 """Standard deviations of the background's noise above it that noise does not reach."""
 
-VALLEY = 4.0
-"""Standard deviations from which on there is a gap between background and signal."""
+FLOOR = 3.5
+"""Standard deviations above the background up to which there is nothing but noise to be told."""
+
+CLEAN = 0.1
+"""Voxels between these two, per voxel above both, up to which there is a gap between background and
+signal. Else there may be objects in it, dimmer than the brightest noise."""
 
 ROUNDING = 1 / sqrt(12)
 """Standard deviation that rounding to integers makes."""
@@ -62,9 +71,9 @@ def find_background(sample: np.ndarray) -> Background:
 
     Otsu's threshold, lowered twice: the darker class is split again while it is clearly two (dim
     objects between dark background and bright objects are signal), and then to where the noise of
-    the darkest class ends. Where the sample does not fall into two classes, everything that is not
-    the lowest value that can be is signal: an image of noise alone, one full of signal, one of one
-    value.
+    the darkest class ends; if the darkest objects run into the noise, to where they do. Where the
+    sample does not fall into two classes, everything above 0 is signal: an image of noise alone,
+    one full of signal, one of one value.
 
     Parameters
     ----------
@@ -88,25 +97,27 @@ def find_background(sample: np.ndarray) -> Background:
     n_voxels = f"a sample of {values.size} voxels"
     if values.size == 0:
         return Background(_lowest(values, dtype), f"{n_voxels} that are numbers")
-    values = _without_hot_pixels(values)
-    otsu, share = _split(values)
-    noise_end, is_sparse = _noise(values, dtype)
-    if share < TWO_CLASSES and not is_sparse:
+    values, otsu, share = _split_without_hot_pixels(values)
+    if share >= TWO_CLASSES:
+        threshold = _lowered(values, otsu, dtype)
+        said = f"{n_voxels}: Otsu's threshold is {otsu:g}; below it, where noise ends"
+    else:
+        threshold, is_clean = _end_of_noise(values, values, dtype)
+        said = f"{n_voxels}: where the noise of the background ends"
+        if not is_clean:
+            return Background(
+                _lowest(values, dtype),
+                f"{n_voxels} does not fall into background and signal: {share:.0%} of the variance "
+                f"lie between two classes. {SAFE}",
+            )
+    n_signal = int(np.count_nonzero(values > threshold))
+    if not RARE <= n_signal / values.size <= MOST:
         return Background(
             _lowest(values, dtype),
-            f"{n_voxels} does not fall into background and signal ({share:.0%} of the variance "
-            f"between two classes): nothing is left out but what is empty in any case",
+            f"{n_voxels}, {n_signal / values.size:.2%} of them above {threshold:g}: signal is not "
+            f"told from {'hot pixels' if n_signal < values.size / 2 else 'background'}. {SAFE}",
         )
-    if share < TWO_CLASSES:
-        return Background(noise_end, f"{n_voxels}: where the noise of the background ends")
-    threshold = _lowered(values, otsu, dtype)
-    if (values > threshold).mean() < RARE:  # of the sample; HOT of them are at the top
-        return Background(
-            _lowest(values, dtype),
-            f"{n_voxels} holds too few bright voxels to tell signal from hot pixels: nothing is "
-            f"left out but what is empty in any case",
-        )
-    return Background(threshold, f"{n_voxels}: Otsu's threshold {otsu:g}, lowered to the noise")
+    return Background(threshold, said)
 
 
 def _lowest(values: np.ndarray, dtype: np.dtype) -> float:
@@ -123,6 +134,20 @@ def _finite(sample: np.ndarray) -> np.ndarray:
     finite = sample[np.isfinite(sample)]
     n_infinite = int(np.count_nonzero(sample == np.inf)) if finite.size else 0
     return np.append(finite, np.full(n_infinite, finite.max())) if n_infinite else finite
+
+
+def _split_without_hot_pixels(values: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """Return the values without hot pixels, Otsu's threshold of them, and how well it splits them.
+
+    A brighter class that is too small is one of hot pixels.
+    """
+    values = _without_hot_pixels(values)
+    for _ in range(MOST_SPLITS):
+        otsu, share = _split(values)
+        if share < TWO_CLASSES or np.count_nonzero(values > otsu) >= RARE * values.size:
+            return values, otsu, share
+        values = np.minimum(values, values[values <= otsu].max())
+    return values, otsu, 0.0
 
 
 def _without_hot_pixels(values: np.ndarray) -> np.ndarray:
@@ -152,17 +177,18 @@ def _level_and_noise(values: np.ndarray, dtype: np.dtype) -> tuple[float, float]
 
     The brighter side holds the rims of objects.
     """
-    darker, level = np.percentile(values, (15.87, 50)).astype(float)
+    darker, level = map(float, np.percentile(values, (15.87, 50)))
     return level, max(level - darker, ROUNDING if dtype.kind in "iu" else 0.0)
 
 
-def _noise(values: np.ndarray, dtype: np.dtype) -> tuple[float, bool]:
-    """Return where the noise around the median ends, and whether signal beyond it stands apart."""
-    level, noise = _level_and_noise(values, dtype)
-    end = level + CEILING * noise
-    n_signal = int(np.count_nonzero(values > end))
-    n_between = int(np.count_nonzero(values > level + VALLEY * noise)) - n_signal
-    return end, n_signal > max(RARE * values.size, 2 * n_between)
+def _end_of_noise(darker: np.ndarray, values: np.ndarray, dtype: np.dtype) -> tuple[float, bool]:
+    """Return where the noise of the darker class ends, and whether there is a gap above it."""
+    level, noise = _level_and_noise(darker, dtype)
+    floor, ceiling = level + FLOOR * noise, level + CEILING * noise
+    n_above = int(np.count_nonzero(values > ceiling))
+    n_between = int(np.count_nonzero(values > floor)) - n_above
+    is_clean = n_between <= CLEAN * n_above
+    return (ceiling if is_clean else floor), is_clean
 
 
 def _lowered(values: np.ndarray, otsu: float, dtype: np.dtype) -> float:
@@ -174,5 +200,7 @@ def _lowered(values: np.ndarray, otsu: float, dtype: np.dtype) -> float:
         if share < STILL_TWO or lower >= threshold:
             break
         threshold = lower
-    level, noise = _level_and_noise(values[values <= threshold], dtype)
-    return float(min(threshold, level + CEILING * noise))
+    end, _ = _end_of_noise(values[values <= threshold], values, dtype)
+    if np.any((values > threshold) & (values <= end)):
+        return threshold
+    return end

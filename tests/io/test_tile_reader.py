@@ -1,6 +1,7 @@
 """Laws of reading tiles that share chunks: the same voxels, decoded as rarely as memory allows."""
 
 import os
+import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
@@ -13,8 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchworks.geometry.blocks import BLOCK_BYTES, block_shape, boxes_of
+from patchworks.geometry.box import Box
+from patchworks.geometry.box_grid import BoxGrid
 from patchworks.geometry.grid import TileGrid
 from patchworks.io.image_source import ImageSource
+from patchworks.io.maximum_map import MaximumMap, largest_of
 from patchworks.io.source import open_source
 from patchworks.io.tile_reader import TileReader, decode_threads
 
@@ -141,32 +145,75 @@ def test_boxes_partition_what_is_asked_for(positions):
     assert set(cells) == positions
 
 
-@settings(deadline=None)
-@given(st.data())
-def test_voxels_only_where_one_lies_above(data):
+@settings(deadline=None, max_examples=60)
+@given(st.data(), st.sampled_from(["no map", "a map to fill", "a part of it", "a whole map"]))
+def test_voxels_only_where_one_lies_above(data, known):
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     shape = tuple(data.draw(st.integers(1, 12)) for _ in range(2))
-    dtype = data.draw(st.sampled_from(["uint8", "float32"]))
+    dtype = data.draw(st.sampled_from(["uint8", "int16", "float32", "bool"]))
     voxels = np.where(rng.random(shape) < 0.05, rng.integers(0, 100, shape), 0).astype(dtype)
     if dtype == "float32":
         voxels[rng.random(shape) < 0.05] = np.nan
     chunks = tuple(data.draw(st.integers(1, n)) for n in shape)
     grid = TileGrid.regular(shape, tuple(data.draw(st.integers(1, n)) for n in shape), (2, 1))
-    above = data.draw(st.sampled_from([-1.0, 0.0, 30.5, 99.0]))
+    above = data.draw(st.sampled_from([0.0, 30.5, 99.0]))
     with tempfile.TemporaryDirectory() as folder:
         zarr.create_array(f"{folder}/i.zarr", data=voxels, chunks=chunks)
-        reader = TileReader(
-            open_source(f"{folder}/i.zarr", channel=0, level=0),
-            grid,
-            kept_bytes=data.draw(st.sampled_from([0, 200, 2**20])),
-        )
+        source = open_source(f"{folder}/i.zarr", channel=0, level=0)
+        maxima = None if known == "no map" else small_map(source, data.draw(st.integers(1, 5)))
+        if maxima is not None and known != "a map to fill":
+            whole = Box.whole(shape)
+            part = whole if known == "a whole map" else whole.on_axis(0, 0, (shape[0] + 1) // 2)
+            maxima.learn(part, voxels[part.slices])
+        kept = data.draw(st.sampled_from([0, 200, 2**20]))
+        reader = TileReader(source, grid, kept_bytes=kept, maxima=maxima)
         for tile in grid:
-            found, _ = reader.read(tile, above)
             expected = voxels[tile.read.slices]
-            if (expected > above).any():
+            is_signal = bool((expected > above).any())
+            way = data.draw(st.sampled_from(["ask", "leave out", "read"]))
+            if way == "ask":
+                assert reader.is_signal(tile, above) == is_signal
+            elif way == "leave out":
+                assert not (reader.leaves_out(tile, above) and is_signal)
+            found, _ = reader.read(tile, above)
+            if is_signal:
                 np.testing.assert_array_equal(found, expected)
             else:
                 assert found is None
+        if maxima is not None and reader.learns_all:
+            assert_is_of(maxima, voxels)
+        assert not any(block.readers for block in reader._blocks.values())
+
+
+def small_map(source, extent: int) -> MaximumMap:
+    """Return a map to be filled, with boxes of so many voxels inside chunks."""
+    edges, cells = [], []
+    for n, chunk in zip(source.shape, source.chunks, strict=True):
+        starts = [s for c in range(0, n, chunk) for s in range(c, min(c + chunk, n), extent)]
+        edges.append((*starts, n))
+        cells.append(chunk)
+    return MaximumMap.unknown(BoxGrid(tuple(edges), tuple(cells)), source.dtype)
+
+
+def assert_is_of(maxima: MaximumMap, voxels: np.ndarray) -> None:
+    """Check that what a map knows are the maxima of these voxels."""
+    for box in maxima.grid.boxes:
+        if maxima.known[box.position]:
+            largest = largest_of(voxels[box.core.slices])
+            np.testing.assert_array_equal(maxima.maxima[box.position], largest)
+
+
+def test_a_tile_that_the_map_decides_is_not_read_for_it(voxels, tmp_path):
+    zarr.create_array(tmp_path / "image.zarr", data=voxels, chunks=(4, 16, 16))
+    source = open_source(tmp_path / "image.zarr", channel=0, level=0)
+    maxima = small_map(source, 8)
+    maxima.learn(Box.whole(SHAPE), voxels)
+    grid = TileGrid.regular(SHAPE, (8, 32, 40), (2, 4, 4))
+    shutil.rmtree(tmp_path / "image.zarr" / "c")  # nothing is there to be read any more
+    reader = TileReader(source, grid, maxima=maxima)
+    assert all(reader.leaves_out(tile, 60_000) for tile in grid)
+    assert all(reader.read(tile, 60_000) == (None, 0) for tile in grid)
+    assert all(reader.is_signal(tile, 0) for tile in grid)
 
 
 def test_threads_that_evict_each_others_blocks_read_what_is_there(voxels, tmp_path):
