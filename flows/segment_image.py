@@ -91,7 +91,7 @@ def segment_image(
     use_gpu : bool
         Segment on worker processes of their own, one for each GPU.
     max_workers : int, optional
-        Worker processes; one per core by default.
+        Worker processes; one per core by default. With `use_gpu`, GPUs to use; all by default.
     convert_to : path, optional
         Where the OME-Zarr image goes if `image` is a file; by default beside it.
     cluster : ClusterSpec, mapping, path of a YAML file or address, optional
