@@ -50,7 +50,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="a parameter of the segmenter, such as value=400; may be repeated",
     )
-    segment.add_argument("--tile-shape", type=_integers, help="core of a tile, such as 64,512,512")
+    segment.add_argument(
+        "--tile-shape", type=_tile_shape, help="core of a tile, such as 64,512,512, or auto"
+    )
     segment.add_argument("--overlap", type=_integers, help="voxels of halo, one number or per axis")
     segment.add_argument("--channel", type=int, default=0)
     segment.add_argument("--level", type=int, default=0)
@@ -117,6 +119,10 @@ def _integers(text: str) -> tuple[int, ...]:
         ) from None
 
 
+def _tile_shape(text: str) -> tuple[int, ...] | str:
+    return text if text == "auto" else _integers(text)
+
+
 def _size(text: str) -> tuple[str, Any]:
     axis, sign, size = text.partition("=")
     if not (axis and sign):
@@ -169,7 +175,7 @@ def _segment(options: argparse.Namespace) -> None:
             options.png,
             channel=options.channel,
             level=options.level,
-            tile_shape=options.tile_shape,
+            tile_shape=None if options.tile_shape == "auto" else options.tile_shape,
         )
     _say(report, picture)
 

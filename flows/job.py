@@ -19,7 +19,7 @@ from patchworks.conversion.collection import CollectionPlan
 from patchworks.conversion.pyramid import PyramidAddition
 from patchworks.conversion.run import check_reachable as check_conversion_reachable
 from patchworks.errors import InputError
-from patchworks.execution.gpus import visible_gpus
+from patchworks.execution.gpus import most_free, visible_gpus
 from patchworks.pipeline import RunPlan
 from patchworks.plan import PathLike, check_reachable
 from patchworks.run import whole_number
@@ -95,12 +95,13 @@ def cluster_of(
     """
     spec = ClusterSpec.parse(cluster)
     wanted: dict[str, Any] = {}
-    if max_workers is not None:
-        wanted["n_workers"] = whole_number("max_workers", max_workers, 1, 2**16)
+    most = None if max_workers is None else whole_number("max_workers", max_workers, 1, 2**16)
     if use_gpu:
-        visible_gpus()
+        gpus = most_free(visible_gpus(), most)
         if spec.gpus == "none":
-            wanted["gpus"] = "all"
+            wanted["gpus"] = "all" if most is None else [gpu.name for gpu in gpus]
+    elif most is not None:
+        wanted["n_workers"] = most
     if wanted and spec.kind != "local":
         raise InputError(
             f"max_workers={max_workers}, use_gpu={use_gpu} beside a cluster of kind "

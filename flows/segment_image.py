@@ -20,6 +20,8 @@ from flows.job import Job, cluster_of, handed_over, start
 from flows.parameters import Group, Labels, Run, Selection, Tiles, checked, split_keywords
 from flows.run_names import named
 from flows.segmenter_choice import SegmenterChoice, Threshold, as_shown, segmenter_of
+from flows.work_place import place_of
+from patchworks.auto_tile_shape import is_auto
 from patchworks.conversion.collection import CollectionPlan, plan_images
 from patchworks.conversion.plan import ConversionOptions, made_from
 from patchworks.errors import InputError
@@ -89,7 +91,7 @@ def segment_image(
     use_gpu : bool
         Segment on worker processes of their own, one for each GPU.
     max_workers : int, optional
-        Worker processes; one per core by default.
+        Worker processes; one per core by default. With `use_gpu`, GPUs to use; all by default.
     convert_to : path, optional
         Where the OME-Zarr image goes if `image` is a file; by default beside it.
     cluster : ClusterSpec, mapping, path of a YAML file or address, optional
@@ -171,7 +173,7 @@ def plan_segmentation(
     store = image if target is None else target
     job = Job(
         image=describe_image(store, channel=None, level=0).name,
-        plan=plan_run(store, segmenter, run_options(store, groups)),
+        plan=plan_run(store, segmenter, run_options(store, groups, cluster)),
         run=checked(Run, groups.get("run", {})),
         cluster=cluster,
     )
@@ -193,7 +195,7 @@ def plan_after_conversion(
             f"each, or say which one with scene="
         )
     store = str(conversion.place)
-    options = run_options(store, groups)
+    options = run_options(store, groups, cluster)
     job = Job(
         image=conversion.parts[0].reader.name,
         conversion=conversion,
@@ -205,14 +207,28 @@ def plan_after_conversion(
     return job
 
 
-def run_options(image: Any, groups: Mapping[str, Mapping[str, Any]]) -> RunOptions:
-    """Return the keywords of `patchworks.tile_process` that the groups hold."""
+def run_options(
+    image: Any, groups: Mapping[str, Mapping[str, Any]], cluster: ClusterSpec
+) -> RunOptions:
+    """Return the keywords of `patchworks.tile_process` that the groups hold.
+
+    Parameters
+    ----------
+    image : path or array
+        What is segmented.
+    groups : mapping
+        What was asked for.
+    cluster : ClusterSpec
+        Where, which decides about ``"auto"`` tiles.
+    """
     given: dict[str, Any] = {}
     for name in ("selection", "tiles", "labels"):
         given |= groups.get(name, {})
     given["stage_dir"] = groups.get("run", {}).get("stage_dir")
     if given.get("write_to") is None and kind_of(image) != "path":
         given |= {"write_to": temporary_store(), "is_temporary": True}
+    if is_auto(given.get("tile_shape")):
+        given["place"] = place_of(cluster)
     return RunOptions(**given)
 
 

@@ -102,15 +102,16 @@ def _largest_extents(labels: np.ndarray) -> list[float]:
         raise InputError(f"auto_overlap: a label is {labels.min()}; expected 0 and above")
     ids, ranks = np.unique(labels, return_inverse=True)
     ranks = ranks.reshape(labels.shape) + int(not (ids.size and ids[0] == 0))
-    boxes = [box for box in ndimage.find_objects(ranks) if box is not None]
+    found = ndimage.find_objects(ranks) if ids.size else []
+    boxes = [box for box in found if box is not None]
     if not boxes:
         raise InputError(
             f"auto_overlap: labels of shape {labels.shape} hold no object; give a part of the "
             f"image that has some, or their diameter"
         )
     extents = np.array([[s.stop - s.start for s in box] for box in boxes])
-    found = np.percentile(extents, PERCENTILE, axis=0, method="higher")
-    return [float(extent) for extent in found]
+    largest = np.percentile(extents, PERCENTILE, axis=0, method="higher")
+    return [float(extent) for extent in largest]
 
 
 def _shown(value: object) -> str:

@@ -263,9 +263,10 @@ def wanted_halo(
     return tuple([int(h) for h in given])
 
 
-def checked_extents(name: str, value: Sequence[int]) -> tuple[int, ...]:
+def checked_extents(name: str, value: object) -> tuple[int, ...]:
     """Return a shape of two axes or more, or raise InputError saying what is wrong."""
-    entries = list(value) if isinstance(value, ORDERED) else []
+    is_ordered = isinstance(value, ORDERED) and not isinstance(value, str)
+    entries = list(value) if is_ordered else []  # type: ignore[call-overload]
     if len(entries) < 2:
         raise InputError(f"{name}={value!r}: expected two integers or more, one per axis")
     return tuple([whole_number(name, entry, 1, 2**48) for entry in entries])

@@ -109,8 +109,9 @@ def choose_workers(max_workers: int | None, engine: Engine, *, use_gpu: bool) ->
     client = active_client()
     if client is not None:
         gpus = gpus_of_workers(client) if use_gpu else []
-        place = dask_workers(client, gpus, one_at_a_time=use_gpu)
-        return Workers(DaskExecutor(client, is_on_gpus=use_gpu), engine, place)
+        executor = DaskExecutor(client, is_on_gpus=use_gpu)
+        place = dask_workers(executor.workers.values(), gpus, is_one_at_a_time=use_gpu)
+        return Workers(executor, engine, place)
     if use_gpu:
         return _on_gpus(visible_gpus(), max_workers, engine)
     n_calls = available_cores() if max_workers is None else max_workers

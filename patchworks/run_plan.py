@@ -14,6 +14,7 @@ from patchworks import pipeline
 from patchworks.emptiness import Emptiness
 from patchworks.engine import Engine, OnGpus, segmented
 from patchworks.errors import PatchworksError, TargetInUseError, TargetNotWritableError
+from patchworks.execution.dask import DaskExecutor
 from patchworks.execution.executor import (
     Batch,
     Executor,
@@ -186,6 +187,13 @@ def settle_finished(plan: RunPlan, *, keep_stage: bool, lock: RunLock | None = N
     return RunReport(str(plan.target.location), n_tiles, n_objects, n_reused=n_tiles)
 
 
+def _for_others(executor: Executor) -> Executor:
+    """Return what runs the steps that do not call the function."""
+    if isinstance(executor, DaskExecutor):
+        return DaskExecutor(executor.client)
+    return executor if executor.crosses_processes else ThreadExecutor(available_cores())
+
+
 class _Steps:
     """One method per step; what passes between them is on disk or a small record."""
 
@@ -203,7 +211,7 @@ class _Steps:
         self.executor = executor
         # The number of function calls at a time is limited for the function's sake: its memory, its
         # GPU. What comes after it takes the whole machine.
-        self.others = executor if executor.crosses_processes else ThreadExecutor(available_cores())
+        self.others = _for_others(executor)
         self.report = report
         self.lock = lock
         self.progress = progress

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from patchworks.execution import machine, work_place
+from patchworks.execution import machine
 from tests.nvml import FakeCard, FakeNvml
 
 GIB = 2**30
@@ -46,6 +46,5 @@ def pretend(
         total=int(machine_gib * GIB), available=int(machine_gib * GIB)
     )
     patch.setattr(machine.psutil, "virtual_memory", lambda: whole)
-    patch.setattr(machine, "available_cores", lambda: n_cores)
-    patch.setattr(work_place, "available_cores", lambda: n_cores)
+    patch.setattr(machine.dask.system, "cpu_count", lambda: n_cores)
     FakeNvml(list(gpus)).install(patch)

@@ -71,9 +71,12 @@ class FakeNvml:
     def install(self, patch: pytest.MonkeyPatch) -> FakeNvml:
         """Put it in place of the machine's library, and forget what CUDA is told to show."""
         import pynvml
+        from distributed.diagnostics import nvml as of_dask
 
         patch.setattr(pynvml, "nvmlLib", self)
         patch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
+        # Dask asks for more, in the process of its scheduler.
+        patch.setattr(of_dask, "NVML_STATE", of_dask.NVMLState.DISABLED_CONFIG)
         patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         patch.delenv("CUDA_DEVICE_ORDER", raising=False)
         return self

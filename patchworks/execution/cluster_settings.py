@@ -24,6 +24,9 @@ WORKER_CONFIG = {
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
+    # Twice a second Dask would ask NVML what the GPU does, which nobody looks at; and where NVML
+    # may not be asked, workers that need no GPU would not start.
+    "distributed.diagnostics.nvml": False,
 }
 
 SCHEDULER_CONFIG = {

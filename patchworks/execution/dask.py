@@ -56,10 +56,15 @@ class DaskExecutor:
     max_batches: int = 10_000  # a task costs the scheduler about a millisecond
 
     @property
+    def workers(self) -> dict[str, dict[str, Any]]:
+        """What the scheduler says of each worker that is used, by address."""
+        return gpu_workers_of(self.client) if self.is_on_gpus else workers_of(self.client)
+
+    @property
     def n_workers(self) -> int:
         """Threads of all workers; on GPUs, workers."""
         if self.is_on_gpus:
-            return max(1, len(gpu_workers_of(self.client)))
+            return max(1, len(self.workers))
         return max(1, int(sum(self.client.nthreads().values())))
 
     def map(self, fn: Callable[[Batch], Result], batches: Sequence[Batch]) -> Iterator[Result]:
@@ -69,7 +74,7 @@ class DaskExecutor:
         run, resources = run_portably, None
         if self.is_on_gpus:
             run = run_alone
-            offered = any(_offers_gpu(each) for each in gpu_workers_of(self.client).values())
+            offered = any(_offers_gpu(each) for each in self.workers.values())
             resources = {GPU: 1} if offered else None
         futures = [
             self.client.submit(run, fn, batch, pure=False, resources=resources) for batch in batches
@@ -117,9 +122,14 @@ def active_client() -> Any | None:
     return client
 
 
+def workers_of(client: Any) -> dict[str, dict[str, Any]]:
+    """Return what the scheduler says of each worker, by address."""
+    return dict(client.scheduler_info(n_workers=-1)["workers"])
+
+
 def gpu_workers_of(client: Any) -> dict[str, dict[str, Any]]:
     """Return the workers that offer the resource ``"GPU"``, by address; all if none does."""
-    workers: dict[str, dict[str, Any]] = dict(client.scheduler_info(n_workers=-1)["workers"])
+    workers = workers_of(client)
     return {a: w for a, w in workers.items() if _offers_gpu(w)} or workers
 
 

@@ -85,13 +85,15 @@ class _Card:
         return (self.device,) if self.instances is None else self.instances
 
 
-def visible_gpus(asked_by: str = "use_gpu=True") -> list[Gpu]:
+def visible_gpus(asked_by: str = "use_gpu=True", *, chosen: str | None = None) -> list[Gpu]:
     """Return the GPUs that this process and those it starts may use, in CUDA's order.
 
     Parameters
     ----------
     asked_by : str
         The parameter that asks for GPUs, for the messages.
+    chosen : str, optional
+        In place of this process's ``CUDA_VISIBLE_DEVICES``.
 
     Raises
     ------
@@ -100,7 +102,7 @@ def visible_gpus(asked_by: str = "use_gpu=True") -> list[Gpu]:
     ClientError
         If there is no GPU, none is visible, or NVML cannot tell.
     """
-    chosen = os.environ.get(VISIBLE)
+    chosen = os.environ.get(VISIBLE) if chosen is None else chosen
     with _nvml(asked_by) as nvml:
         cards, refused = _cards(nvml)
         try:

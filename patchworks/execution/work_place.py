@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,30 +75,32 @@ def processes_here(n_processes: int, gpus: Sequence[Gpu] = ()) -> WorkPlace:
 
 
 def dask_workers(
-    client: Any, gpus: Sequence[Gpu] = (), *, one_at_a_time: bool = False
+    workers: Collection[Mapping[str, Any]],
+    gpus: Sequence[Gpu] = (),
+    *,
+    is_one_at_a_time: bool = False,
 ) -> WorkPlace:
     """Return the workers that a Dask cluster has now; what the smallest of them has counts.
 
     Parameters
     ----------
-    client : distributed.Client
-        Of the cluster.
+    workers : collection of mapping
+        What the scheduler says of each: ``nthreads``, ``memory_limit``.
     gpus : sequence of Gpu
-        Those of its workers.
-    one_at_a_time : bool
+        Theirs.
+    is_one_at_a_time : bool
         Whether a worker calls the function once at a time, whatever its threads.
     """
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    n_workers = max(1, len(workers))
-    share = Memory.of_this_process().available_bytes // n_workers
-    memory = min([int(worker["memory_limit"] or share) for worker in workers], default=share)
-    n_threads = max([int(worker["nthreads"]) for worker in workers], default=1)
+    limits = [int(worker["memory_limit"]) for worker in workers if worker["memory_limit"]]
+    n_threads = [int(worker["nthreads"]) for worker in workers]
+    n_workers, most = max(1, len(n_threads)), max(n_threads, default=1)
+    memory = min(limits, default=Memory.of_this_process().available_bytes // n_workers)
     return WorkPlace(
         n_processes=n_workers,
-        n_batches=1 if one_at_a_time else n_threads,
+        n_batches=1 if is_one_at_a_time else most,
         n_calls=1,
         memory_bytes=memory,
-        n_regions=n_threads,
+        n_regions=most,
         merge_bytes=memory,
         gpu=scarcest(gpus),
     )

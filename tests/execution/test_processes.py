@@ -52,4 +52,4 @@ def test_they_start_once_and_before_there_is_work():
 
 def test_one_that_was_never_needed_starts_nothing():
     with ProcessExecutor(2) as processes:
-        assert processes._pool is None
+        assert processes._pools == []
