@@ -38,28 +38,8 @@ def _parser() -> argparse.ArgumentParser:
     segment.add_argument(
         "image", help="OME-Zarr or zarr store, or a microscope file to convert first"
     )
-    segment.add_argument(
-        "--segmenter",
-        default="threshold",
-        help="a registered name, or package.module:function (default: %(default)s)",
-    )
-    segment.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a parameter of the segmenter, such as value=400; may be repeated",
-    )
-    segment.add_argument(
-        "--tile-shape", type=_tile_shape, help="core of a tile, such as 64,512,512, or auto"
-    )
-    segment.add_argument("--overlap", type=_integers, help="voxels of halo, one number or per axis")
-    segment.add_argument("--channel", type=int, default=0)
-    segment.add_argument("--level", type=int, default=0)
-    segment.add_argument("--name", default="labels", help="name of the label image")
-    segment.add_argument("--write-to", help="write the label image there, not into the image")
-    segment.add_argument("--skip-empty", action="store_true", help="leave out tiles without signal")
-    segment.add_argument("--stitch", choices=("auto", "overlap", "touch"), default="auto")
+    _add_function(segment)
+    _add_tiles(segment)
     segment.add_argument("--workers", type=int, help="worker processes (default: one per core)")
     segment.add_argument("--gpu", action="store_true", help="segment on the GPUs of this machine")
     segment.add_argument(
@@ -67,9 +47,60 @@ def _parser() -> argparse.ArgumentParser:
     )
     segment.add_argument("--png", help="write a picture with outlines there")
     segment.add_argument("--overwrite", action="store_true", help="replace another run's labels")
+    _add_plan(commands)
     _add_convert(commands)
     _add_ui(commands)
     return parser
+
+
+def _add_plan(commands: Any) -> None:
+    plan = commands.add_parser(
+        "plan", help="tell what segmenting an image will do and cost; nothing is written"
+    )
+    plan.set_defaults(run=_plan)
+    plan.add_argument("image", help="OME-Zarr or zarr store")
+    _add_function(plan)
+    plan.add_argument(
+        "--probe",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="call the function on a few pieces of the image, measure it, and propose the tile "
+        "shape and the overlap that are not given (default: yes)",
+    )
+    plan.add_argument(
+        "--probe-seconds", type=float, default=60.0, help="how long that may take (default: 60)"
+    )
+    _add_tiles(plan)
+    plan.add_argument("--workers", type=int, help="function calls at a time")
+    plan.add_argument("--gpu", action="store_true", help="the function uses a GPU")
+
+
+def _add_function(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--segmenter",
+        default="threshold",
+        help="a registered name, or package.module:function (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a parameter of the segmenter, such as value=400; may be repeated",
+    )
+
+
+def _add_tiles(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tile-shape", type=_tile_shape, help="core of a tile, such as 64,512,512, or auto"
+    )
+    parser.add_argument("--overlap", type=_integers, help="voxels of halo, one number or per axis")
+    parser.add_argument("--channel", type=int, default=0)
+    parser.add_argument("--level", type=int, default=0)
+    parser.add_argument("--name", default="labels", help="name of the label image")
+    parser.add_argument("--write-to", help="write the label image there, not into the image")
+    parser.add_argument("--skip-empty", action="store_true", help="leave out tiles without signal")
+    parser.add_argument("--stitch", choices=("auto", "overlap", "touch"), default="auto")
 
 
 def _add_convert(commands: Any) -> None:
@@ -178,6 +209,30 @@ def _segment(options: argparse.Namespace) -> None:
             tile_shape=None if options.tile_shape == "auto" else options.tile_shape,
         )
     _say(report, picture)
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from patchworks.proposal import plan_run
+    from patchworks.segmenters import resolve_segmenter
+
+    overlap = options.overlap
+    proposal = plan_run(
+        options.image,
+        resolve_segmenter(_segmenter(options)),
+        probe=options.probe,
+        probe_seconds=options.probe_seconds,
+        tile_shape=options.tile_shape,
+        overlap=overlap[0] if overlap and len(overlap) == 1 else overlap,
+        channel=options.channel,
+        level=options.level,
+        output_component=options.name,
+        write_to=options.write_to,
+        skip_empty=options.skip_empty,
+        stitch=options.stitch,
+        max_workers=options.workers,
+        use_gpu=options.gpu,
+    )
+    print(proposal)  # noqa: T201
 
 
 def _convert(options: argparse.Namespace) -> None:

@@ -23,6 +23,7 @@ from patchworks.execution.peak_memory import held_bytes, measured
 from patchworks.function_need import FunctionNeed
 from patchworks.geometry.box import Box
 from patchworks.geometry.grid import Tile
+from patchworks.geometry.reuse import voxels_of_chunks
 from patchworks.geometry.tile_shape import halve_until
 from patchworks.io.identity import sample_boxes
 from patchworks.io.image_source import ImageSource
@@ -55,6 +56,8 @@ class Piece:
         What it was given, in the image.
     seconds, read_s : float
         In the function; reading its voxels.
+    n_decoded : int
+        Voxels of the chunks that were decoded for it.
     peak_bytes, gpu_bytes : int
         Memory at its peak beside the voxels, and that of the GPU.
     label_bytes : int
@@ -70,6 +73,7 @@ class Piece:
     box: Box
     seconds: float
     read_s: float
+    n_decoded: int
     peak_bytes: int
     gpu_bytes: int
     label_bytes: int
@@ -114,10 +118,10 @@ class Probe:
         """All pieces of the largest size."""
         return [piece for piece in self.pieces if piece.n_voxels == self.largest.n_voxels]
 
-    def seconds_per_voxel(self, seconds_of: str) -> float:
-        """Return the mean of a time of the largest pieces: ``"seconds"``, ``"read_s"``, ..."""
-        total = sum(piece.n_voxels for piece in self.full)
-        return float(sum(getattr(piece, seconds_of) for piece in self.full)) / total
+    def mean(self, of: str, per: str = "n_voxels") -> float:
+        """Return something of the largest pieces, per voxel that they hold or that was decoded."""
+        total = float(sum(getattr(piece, per) for piece in self.full))
+        return float(sum(getattr(piece, of) for piece in self.full)) / total
 
 
 def probe_function(
@@ -161,7 +165,7 @@ def probe_function(
     fixed = max(0, held_bytes() - held)
     for box in boxes[1:]:
         last, growth = pieces[-1], box.size / pieces[-1].n_voxels
-        if time.monotonic() + growth * (last.seconds + last.read_s) > end:
+        if time.monotonic() + probing.seconds_for(box, last) > end:
             ended = f"a larger piece would take more than the {max_seconds:g} s of a probe"
             break
         if growth * (last.peak_bytes + last.n_voxels * source.dtype.itemsize) > budget_bytes:
@@ -187,6 +191,16 @@ class _Probing:
         self.source = source
         self.segmenter = segmenter
         self.gpu = gpu
+
+    def n_decoded(self, box: Box) -> int:
+        """Return the voxels of the chunks that are decoded for a box."""
+        chunks = self.source.chunks
+        return box.size if chunks is None else voxels_of_chunks(box, chunks)
+
+    def seconds_for(self, box: Box, last: Piece) -> float:
+        """Return how long a larger piece will take, after that of the last."""
+        read_s = last.read_s * self.n_decoded(box) / last.n_decoded
+        return read_s + last.seconds * box.size / last.n_voxels
 
     def try_measure(self, box: Box) -> Piece | None:
         """Return what a call took, or None if there was no memory for it."""
@@ -214,6 +228,7 @@ class _Probing:
             box=box,
             seconds=call.seconds,
             read_s=read_s,
+            n_decoded=self.n_decoded(box),
             peak_bytes=call.peak_bytes,
             gpu_bytes=self.gpu.peak_bytes,
             label_bytes=labels.itemsize,

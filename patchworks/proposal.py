@@ -107,7 +107,7 @@ class RunProposal:
         """Seconds in the function, summed over all calls."""
         if self.probe is None:
             return None
-        return self._n_read_voxels * self.probe.seconds_per_voxel("seconds")
+        return self._n_read_voxels * self.probe.mean("seconds")
 
     @property
     def seconds(self) -> float | None:
@@ -116,8 +116,8 @@ class RunProposal:
             return None
         n_cores = available_cores()
         n_voxels = prod(self.plan.spec.grid.shape)
-        read_s = self.read_amplification * n_voxels * self.probe.seconds_per_voxel("read_s")
-        store_s = n_voxels * self.probe.seconds_per_voxel("store_s")
+        read_s = self.read_amplification * n_voxels * self.probe.mean("read_s", per="n_decoded")
+        store_s = n_voxels * self.probe.mean("store_s")
         n_workers = min(self.workers.place.n_workers, self.n_tiles)
         segmenting = max(
             self.function_s / n_workers, (self.function_s + read_s + store_s) / n_cores
@@ -129,7 +129,7 @@ class RunProposal:
         """Bytes of the label image with all of its levels, about."""
         if self.probe is None:
             return None
-        per_voxel = self.probe.seconds_per_voxel("stored_bytes")
+        per_voxel = self.probe.mean("stored_bytes")
         return int(self._per_level * per_voxel * prod(self.plan.spec.grid.shape))
 
     @property

@@ -19,6 +19,7 @@ from patchworks.execution import machine
 from patchworks.execution.machine import Memory
 from patchworks.memory import SHARE, fitted, memory_need
 from patchworks.plan import RunOptions, plan_run
+from tests.benchmarks import projection
 from tests.stores import components
 
 ROOT = Path(__file__).parents[1]
@@ -124,14 +125,17 @@ print(json.dumps([peak, report.projected_bytes]))
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
-def peak_and_projection(folder: Path, depth: int) -> tuple[int, int]:
-    array = zarr.create_array(
-        folder / f"{depth}.zarr", shape=(depth, 1024, 1024), chunks=(32, 128, 128), dtype="u2"
-    )
+def noisy_image(path: Path, depth: int) -> Path:
+    array = zarr.create_array(path, shape=(depth, 1024, 1024), chunks=(32, 128, 128), dtype="u2")
     noise = np.random.default_rng(0).normal(0, 1, (32, 256, 256))
     part = (200 + 4000 * ndimage.gaussian_filter(noise, 3, mode="wrap")).clip(0, 9999)
     for z in range(0, depth, 32):
         array[z : z + 32] = np.tile(part, (1, 4, 4)).astype("u2")
+    return path
+
+
+def peak_and_projection(folder: Path, depth: int) -> tuple[int, int]:
+    noisy_image(folder / f"{depth}.zarr", depth)
     child = subprocess.run(
         [sys.executable, "-c", CHILD, str(folder / f"{depth}.zarr"), str(folder / f"l{depth}")],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -157,3 +161,13 @@ def test_a_larger_image_takes_no_more_memory(tmp_path):
     print(small, large)
     assert large[0] < 1.1 * small[0]
     assert large[0] <= large[1]
+
+
+@linux_only
+@pytest.mark.slow
+@pytest.mark.parametrize("name", projection.FUNCTIONS)
+def test_what_a_probe_projects_is_what_a_run_takes(tmp_path, name):
+    image = noisy_image(tmp_path / "image.zarr", 128)
+    found = projection.measured_apart(str(image), name)
+    print({k: v / 2**20 if k in ("projected", "peak") else v for k, v in found.items()})
+    assert 0.8 <= found["projected"] / found["peak"] <= 1.3

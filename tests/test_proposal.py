@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import zarr
 
+from flows.cli import main
 from patchworks import plan_run, tile_process
 from patchworks.errors import InputError, SegmenterError
 from patchworks.execution import peak_memory
@@ -132,7 +133,7 @@ def test_a_function_that_fails_is_named(image):
 
 def piece(n: int, peak: int, gpu: int = 0) -> Piece:
     return Piece(
-        box=Box((0,), (n,)), seconds=n / 1e6, read_s=0, peak_bytes=peak, gpu_bytes=gpu,
+        box=Box((0,), (n,)), seconds=n / 1e6, read_s=0, n_decoded=n, peak_bytes=peak, gpu_bytes=gpu,
         label_bytes=4, n_objects=1, stored_bytes=1, store_s=0,
     )  # fmt: skip
 
@@ -159,3 +160,16 @@ def test_where_linux_does_not_tell_a_thread_looks(monkeypatch):
     found = measured(call)
     assert found.result == 4
     assert found.peak_bytes > 2**25
+
+
+def test_the_command_tells_it(image, capsys):
+    before = everything_below(image.parent)
+    given = ["plan", str(image), "--set", "value=1100", "--tile-shape", "32,64,64"]
+    assert main([*given, "--probe-seconds", "5"]) == 0
+    said = capsys.readouterr().out
+    for part in ("9 tiles", "F1", "bytes a voxel (measured)", "all levels"):
+        assert part in said
+    assert main([*given, "--no-probe", "--overlap", "8"]) == 0
+    assert "(0, 8, 8)" in capsys.readouterr().out
+    assert everything_below(image.parent) == before
+    assert main(["plan", str(image), "--segmenter", "no-such"]) == 1

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 
+from patchworks.geometry.box import Box
 from patchworks.geometry.grid import TileGrid, ceil_div
 
 
@@ -80,6 +81,18 @@ def chunk_reuse(grid: TileGrid, chunks: tuple[int, ...], max_kept: int) -> Chunk
         n_read = sum(map(len, spans[axis])) / counts[axis]
         n_decoded *= 1 + (1 - kept / waiting) * (n_read - 1)
     return ChunkReuse(prod(counts), n_decoded, n_waiting, prod(most))
+
+
+def voxels_of_chunks(box: Box, chunks: tuple[int, ...]) -> int:
+    """Return the voxels of all chunks that have to be decoded for a box.
+
+    Examples
+    --------
+    >>> voxels_of_chunks(Box((3, 0), (5, 4)), (4, 4))
+    32
+    """
+    axes = zip(box.start, box.stop, chunks, strict=True)
+    return prod([(ceil_div(stop, chunk) - start // chunk) * chunk for start, stop, chunk in axes])
 
 
 def _spans(grid: TileGrid, axis: int, chunk: int) -> list[range]:
