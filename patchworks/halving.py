@@ -57,7 +57,8 @@ class VoxelLimit:
 
     def allows(self, n_voxels: int) -> bool:
         """Return whether to try so many voxels."""
-        if self._least_failed is None or n_voxels < self._least_failed:
+        least_failed = self._least_failed
+        if least_failed is None or n_voxels < least_failed:
             return True
         with self._lock:
             self._n_refused += 1
@@ -72,7 +73,8 @@ class VoxelLimit:
 
     def note_success(self, n_voxels: int) -> None:
         """Note that there was enough memory for so many."""
-        if self._least_failed is not None and n_voxels >= self._least_failed:
+        least_failed = self._least_failed
+        if least_failed is not None and n_voxels >= least_failed:
             with self._lock:  # whatever failed below it, failed for another reason
                 self._least_failed = None
 

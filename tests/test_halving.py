@@ -103,7 +103,7 @@ def runs(draw) -> tuple[np.ndarray, dict]:
     }
 
 
-@settings(laws, max_examples=60)
+@settings(laws, max_examples=40)
 @given(runs(), st.floats(0, 1))
 @example((np.ones((13, 13), bool), {"tile_shape": (13, 13), "overlap": 1, "connectivity": 2}), 0)
 def test_components_are_those_of_the_whole_image_however_often_tiles_are_cut(

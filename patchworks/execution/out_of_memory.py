@@ -75,7 +75,7 @@ def _chain(error: BaseException, before: BaseException | None = None) -> Iterato
             continue
         seen.add(id(each))
         yield each
-        led = each.__cause__ or (None if each.__suppress_context__ else each.__context__)
+        led = each.__cause__ if each.__suppress_context__ else each.__context__
         todo += [led] if led is not None else []
         if isinstance(each, BaseExceptionGroup):
             todo += each.exceptions

@@ -252,6 +252,7 @@ def a_report() -> RunReport:
         n_empty=90,
         n_reused=6,
         seconds={"segment": 90.0, "merge": 10.0},
+        n_halvings=1024,
     )
 
 
@@ -276,6 +277,7 @@ class TestResult:
             "4 096: 4 000 segmented, 90 left out as empty, 6 done before",
             "| time | 1 min 40 s |",
             "| objects per second | 123 |",
+            "| memory | 1 024 times a tile was cut in two",
             "| labels | `/scans/my scan.zarr/labels/nuclei` |",
             "| size on disk | 1.0 MB |",
             "**Warning:** 3 tiles were cut",
