@@ -225,11 +225,24 @@ def layout_of(source: ImageSource, overlap: int | Sequence[int] | None) -> TileL
 
 
 def proposal_for(
-    source: ImageSource, layout: TileLayout, place: WorkPlace | None = None
+    source: ImageSource,
+    layout: TileLayout,
+    place: WorkPlace | None = None,
+    function_bytes: int | None = None,
 ) -> Proposal:
-    """Return the tile shape for an image, and say in the log why it is this one."""
+    """Return the tile shape for an image, and say in the log why it is this one.
+
+    Parameters
+    ----------
+    source, layout : ImageSource, TileLayout
+        The image, and what its tiles line up with.
+    place : WorkPlace, optional
+        Where tiles are worked on; by default in this process, on all cores.
+    function_bytes : int, optional
+        What the function needs per voxel beside the tile, if that is known.
+    """
     place = place or threads_here()
-    budget = tile_budget(place, source.dtype.itemsize, len(source.shape))
+    budget = tile_budget(place, source.dtype.itemsize, len(source.shape), function_bytes)
     found = propose_tile_shape(layout, budget)
     logger.info(
         "tile_shape='auto': %d tiles of %s voxels for %d workers; limited by %s",

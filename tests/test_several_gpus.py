@@ -18,7 +18,9 @@ import pytest
 from patchworks import make_local_cluster, tile_process
 from patchworks.engine import OnGpus, choose_workers
 from patchworks.errors import ClientError, MissingExtraError, SegmenterError
+from patchworks.execution.work_place import processes_here, threads_here
 from tests.images import above_1100, files_of, ome_zarr, smooth_noise
+from tests.machines import pretend
 from tests.nvml import GIB, FakeNvml, cards
 
 RUN = {"tile_shape": (8, 32, 32), "overlap": 4, "progress": False, "use_gpu": True}
@@ -56,7 +58,7 @@ def image(tmp_path):
 @pytest.fixture
 def telling(tmp_path):
     (tmp_path / "told").mkdir()
-    return Telling(tmp_path / "told", 0.02)
+    return Telling(tmp_path / "told", 0.01)
 
 
 @pytest.fixture
@@ -84,8 +86,11 @@ def test_each_gpu_has_a_process_of_its_own_that_ends_with_the_run(
     assert len({pid for _, pid in telling.ran()} | {os.getpid()}) == 4
     assert "tiles on 3 GPUs, a worker process on each" in caplog.text
     assert children() - trackers() <= before
+    ran = telling.ran()
+    tile_process(image, telling, write_to=tmp_path / "a.zarr", **RUN)
+    assert telling.ran() == ran  # finished: no process is started
     plain = {**RUN, "use_gpu": False}
-    tile_process(image, telling, write_to=tmp_path / "b.zarr", max_workers=1, **plain)
+    tile_process(image, telling, write_to=tmp_path / "b.zarr", **plain, max_workers=1)
     assert files_of(tmp_path / "a.zarr") == files_of(tmp_path / "b.zarr")
 
 
@@ -126,15 +131,6 @@ def test_a_function_that_cannot_be_sent_runs_here_on_one_gpu_and_it_is_said(
     tile_process(image, held, write_to=tmp_path / "a.zarr", **RUN)
     assert pids == {os.getpid()}
     assert "cannot be sent to other processes: one of 3 GPUs is used" in caplog.text
-
-
-def test_a_finished_run_starts_no_process(image, telling, three, tmp_path):
-    tile_process(image, telling, write_to=tmp_path / "a.zarr", **RUN, max_workers=2)
-    ran = telling.ran()
-    started = time.monotonic()
-    tile_process(image, telling, write_to=tmp_path / "a.zarr", **RUN)
-    assert telling.ran() == ran
-    assert time.monotonic() - started < 1
 
 
 def fails_on_a_gpu(tile: np.ndarray) -> np.ndarray:
@@ -208,3 +204,13 @@ def test_a_script_needs_no_guard(image, tmp_path):
         timeout=120,
     )
     assert (ended.returncode, ended.stdout) == (0, "done\n"), ended.stderr
+
+
+def test_tiles_are_chosen_for_processes_where_a_run_may_move_there(tmp_path, monkeypatch):
+    pretend(tmp_path / "large", monkeypatch, gib=64, n_cores=8)
+    assert choose_workers(None, "auto", use_gpu=False).place == processes_here(8)
+    assert choose_workers(None, "threads", use_gpu=False).place == threads_here(8)
+    assert choose_workers(1, "auto", use_gpu=False).place == threads_here(1)
+    pretend(tmp_path / "small", monkeypatch, gib=2, n_cores=8)  # not enough for eight processes
+    assert choose_workers(None, "auto", use_gpu=False).place == threads_here(8)
+    assert choose_workers(None, "processes", use_gpu=False).place == processes_here(8)

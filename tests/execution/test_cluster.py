@@ -3,6 +3,7 @@
 import ctypes
 import os
 import re
+import signal
 import time
 
 import dask.config
@@ -129,3 +130,24 @@ def test_gpu_workers_see_one_device_each_those_with_the_most_free_memory(monkeyp
         assert {(w["nthreads"], w["resources"]["GPU"], w["memory_limit"]) for w in workers} == {
             (1, 1.0, GIB)
         }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("patient", [True, False])
+def test_a_worker_that_died_may_take_long_to_come_back(patient):
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "50 ms"}):
+        if patient:
+            client, cluster = make_local_cluster(n_workers=1)
+        else:
+            cluster = LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0")
+            client = Client(cluster, set_as_default=False)
+        with cluster, client:
+            (first,) = client.run(os.getpid).values()
+            os.kill(first, signal.SIGKILL)
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline and len(cluster.workers) == 1:
+                found = list(client.run(os.getpid, on_error="ignore").values())
+                if found and found != [first]:
+                    break
+                time.sleep(0.2)
+            assert len(cluster.workers) == int(patient)

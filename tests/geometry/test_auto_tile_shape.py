@@ -22,7 +22,7 @@ from patchworks.geometry.auto_tile_shape import (
 from patchworks.geometry.grid import TileGrid, ceil_div
 from patchworks.geometry.tile_shape import DEFAULT_OVERLAP, MAX_VOXELS, MIN_VOXELS, resolve_halo
 
-laws = settings(deadline=None, max_examples=120)
+laws = settings(deadline=None, max_examples=60)
 
 
 @st.composite
