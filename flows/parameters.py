@@ -39,7 +39,8 @@ class Tiles(Group):
     skip_empty: bool = False
     """Leave out tiles that hold no signal."""
     empty_threshold: FiniteFloat | None = None
-    """Intensity up to which a voxel is no signal. None: Otsu's threshold of a sample."""
+    """Intensity up to which a voxel is no signal. None: found in a sample, below Otsu's threshold
+    and above the noise of the background; in doubt 0."""
     stitch: Literal["auto", "overlap", "touch"] = "auto"
     """auto: labels of two tiles are one object where both saw the same piece of it, without an
     overlap where they touch."""

@@ -137,7 +137,7 @@ class Emptiness:
     def take(self, learned: MaximumMap | None) -> None:
         """Take over what a reader has learned."""
         if learned is not None:
-            self.maxima.add(learned.learned_beside(self.maxima.known))
+            self.maxima.take(learned)
 
     def keep(self) -> bool:
         """Keep what is known for other runs, if that is more than was kept; returns whether."""

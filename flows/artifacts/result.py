@@ -71,9 +71,10 @@ def publish_result(
     """
     labels = path_text(report.labels)
     seconds = sum(report.seconds.values())
+    unread = f" ({count_text(report.n_unread)} of them not read)" * bool(report.n_unread)
     tiles = [
         (report.n_segmented, "segmented"),
-        (report.n_empty, "left out as empty"),
+        (report.n_empty, f"left out as empty{unread}"),
         (report.n_reused, "done before"),
     ]
     rows = {

@@ -38,6 +38,9 @@ FORMAT = 1
 FOLDER = ".maxima"
 """What the name of the folder beside a store ends with."""
 
+NO_OBJECTS = digest("objects", [])
+"""The identity of an array of which a server lists no objects."""
+
 
 @dataclass(frozen=True)
 class KeptMap:
@@ -59,11 +62,21 @@ class KeptMap:
 
     @classmethod
     def of(cls, source: ImageSource) -> KeptMap | None:
-        """Return where the map of an image is kept; None if it lies in this process's memory."""
+        """Return where the map of an image is kept.
+
+        None if it lies in this process's memory, or where it cannot be told when it is written
+        anew: a server that lists no files.
+        """
         location = location_of(source)
         if location is None or location.url.startswith("memory://"):
             return None
-        return cls(source, paths_of(location, source.pick), source.identity())
+        try:
+            identity = source.identity()
+        except (OSError, NotImplementedError, ValueError):
+            return None
+        if identity == f"{NO_OBJECTS}{source.pick}":
+            return None
+        return cls(source, paths_of(location, source.pick), identity)
 
     def load(self, grid: BoxGrid) -> tuple[MaximumMap, dict[str, Any]] | None:
         """Return the map, and facts that were kept with it; None if there is none of this image."""

@@ -23,7 +23,7 @@ MAXIMUM = "maximum"
 
 @dataclass(frozen=True, eq=False)
 class MaximumMap:
-    """Maxima of boxes, as far as they are known.
+    """Maxima of boxes, as far as they are known. Threads may ask while others learn.
 
     Parameters
     ----------
@@ -51,10 +51,7 @@ class MaximumMap:
         return bool(self.known.all())
 
     def learn(self, box: Box, voxels: np.ndarray) -> None:
-        """Note the maxima of all boxes that lie wholly in `box`, whose voxels these are.
-
-        Threads may learn at the same time.
-        """
+        """Note the maxima of all boxes that lie wholly in `box`, whose voxels these are."""
         inside = self.grid.inside(box)
         if all(span.stop > span.start for span in inside):
             whole = self.grid.voxels_of(inside)
@@ -65,8 +62,8 @@ class MaximumMap:
     def is_signal(self, box: Box, threshold: float) -> bool | None:
         """Return whether any voxel of `box` lies above a threshold; None if the map cannot say."""
         touching = self.grid.touching(box)
+        known = self.known[touching].copy()  # first: maxima are there before they are known
         above = self.maxima[touching] > threshold
-        known = self.known[touching]
         if not above.any():
             return False if known.all() else None
         inside = self.grid.inside(box)
@@ -79,7 +76,8 @@ class MaximumMap:
         They are clipped to `box`, and disjoint.
         """
         touching = self.grid.touching(box)
-        may_hold = (self.maxima[touching] > threshold) | ~self.known[touching]
+        unknown = ~self.known[touching]  # first, as above
+        may_hold = unknown | (self.maxima[touching] > threshold)
         places = [
             tuple([int(i) + t.start for i, t in _pairs(at, touching)])
             for at in np.argwhere(may_hold)
@@ -91,6 +89,12 @@ class MaximumMap:
             if part is not None:
                 parts.append(part)
         return parts
+
+    def take(self, other: MaximumMap) -> None:
+        """Take over what another map of the same boxes knows."""
+        known = other.known.copy()
+        np.copyto(self.maxima, other.maxima, where=known)
+        self.known[known] = True
 
     def learned_beside(self, known: np.ndarray) -> np.ndarray:
         """Return what the map knows beside some boxes, as few bytes: box numbers and maxima.
@@ -106,7 +110,7 @@ class MaximumMap:
         return found
 
     def add(self, learned: np.ndarray) -> None:
-        """Take over what another map of the same boxes has learned."""
+        """Take over what another map of the same boxes said it has learned."""
         self.maxima.reshape(-1)[learned[LEARNED]] = learned[MAXIMUM]
         self.known.reshape(-1)[learned[LEARNED]] = True
 

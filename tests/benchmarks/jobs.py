@@ -72,10 +72,11 @@ def segment(
 def label(image: str, stitch: str = "auto", skip: str = "", tile: str = "") -> dict[str, float]:
     shape = tuple(map(int, tile.split(","))) if tile else TILE
     keywords = {"stitch": stitch, "skip_empty": bool(skip), "tile_shape": shape}
+    start = time.process_time()
     report, seconds = segment(image, above_400, **keywords)
-    peak = highest_memory()
+    cpu, peak = time.process_time() - start, highest_memory()
     print(report, file=sys.stderr)
-    return {"seconds": seconds, "peak": peak, "projected": report.projected_bytes}
+    return {"seconds": seconds, "cpu": cpu, "peak": peak, "projected": report.projected_bytes}
 
 
 def constant(image: str) -> dict[str, float]:

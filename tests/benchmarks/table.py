@@ -201,14 +201,21 @@ def lock(bench: Bench) -> Iterator[Row]:
 
 def empty(bench: Bench) -> Iterator[Row]:
     full, sparse = bench.volume(bench.options.gib), bench.volume(bench.options.gib, 0.2)
+
+    def first(tile: str) -> float:
+        shutil.rmtree(f"{sparse}.maxima", ignore_errors=True)
+        return bench.job("label", sparse, "auto", "skip", tile)["seconds"]
+
     for tile in ("64,512,512", "128,256,256"):
         s = bench.medians(
             full=lambda t=tile: bench.job("label", full, "auto", "", t)["seconds"],
-            sparse=lambda t=tile: bench.job("label", sparse, "auto", "skip", t)["seconds"],
+            first=lambda t=tile: first(t),
+            again=lambda t=tile: bench.job("label", sparse, "auto", "skip", t)["seconds"],
         )
-        measured = f"full {s['full']:.2f} s, 80 % empty with skip_empty {s['sparse']:.2f} s"
-        what = f"80 % empty / full, tiles {tile}"
-        yield row(what, measured, s["sparse"] / s["full"], "<= 0.35", at_most=0.35)
+        for name, said in (("first", "no map yet"), ("again", "with its map")):
+            measured = f"full {s['full']:.2f} s, 80 % empty with skip_empty {s[name]:.2f} s"
+            what = f"80 % empty / full, tiles {tile}, {said}"
+            yield row(what, measured, s[name] / s["full"], "<= 0.35", at_most=0.35)
 
 
 def memory(bench: Bench) -> Iterator[Row]:

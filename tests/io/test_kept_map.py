@@ -10,7 +10,7 @@ import zarr
 from patchworks import estimate_empty_tiles
 from patchworks.emptiness import Emptiness
 from patchworks.io.image_source import ImageSource
-from patchworks.io.kept_map import paths_of
+from patchworks.io.kept_map import NO_OBJECTS, paths_of
 from patchworks.io.location import Location
 from patchworks.plan import describe_image
 from tests.stores import blobs, contents, ome_zarr
@@ -180,6 +180,18 @@ def test_chunks_that_were_never_written_are_not_read(tmp_path, n_read):
     assert found["n_occupied"] == 1
     assert sum(n_read) == 10 * 50 * 50
     assert estimate_empty_tiles(path, (10, 50, 50), threshold=6)["n_occupied"] == 16
+
+
+@pytest.mark.parametrize("identity", [None, f"{NO_OBJECTS}(None, None, None)"])
+def test_without_a_way_to_tell_images_apart_no_map_is_kept(store, monkeypatch, identity):
+    def unknown(self):
+        if identity is None:
+            raise NotImplementedError
+        return identity
+
+    monkeypatch.setattr(ImageSource, "identity", unknown)
+    assert np.array_equal(occupied(store), truth(IMAGE))
+    assert not Path(f"{store}.maxima").exists()
 
 
 @pytest.mark.parametrize("url", ["s3://bucket/image.zarr/0", "memory://image.zarr"])

@@ -102,3 +102,6 @@ def test_what_two_maps_have_learned_adds_up(data, image):
     np.testing.assert_array_equal(both.known, first.known | second.known)
     expected = np.where(first.known, first.maxima, second.maxima)
     np.testing.assert_array_equal(both.maxima[both.known], expected[both.known])
+    first.take(second)
+    np.testing.assert_array_equal(first.known, both.known)
+    np.testing.assert_array_equal(first.maxima[first.known], both.maxima[both.known])

@@ -216,15 +216,20 @@ def test_a_tile_that_the_map_decides_is_not_read_for_it(voxels, tmp_path):
     assert all(reader.is_signal(tile, 0) for tile in grid)
 
 
-def test_threads_that_evict_each_others_blocks_read_what_is_there(voxels, tmp_path):
+@pytest.mark.parametrize("learns", [False, True])
+def test_threads_that_evict_each_others_blocks_read_what_is_there(voxels, tmp_path, learns):
     zarr.create_array(tmp_path / "image.zarr", data=voxels, chunks=(4, 16, 16))
     grid = TileGrid.regular(SHAPE, (8, 32, 40), (2, 4, 4))
     source = open_source(tmp_path / "image.zarr", channel=0, level=0)
-    reader = TileReader(source, grid, kept_bytes=2**13)
+    maxima = small_map(source, 8) if learns else None
+    reader = TileReader(source, grid, kept_bytes=2**13, maxima=maxima)
 
     def read(index: int) -> None:
         tile = grid[index]
         above = 59_990 if index % 2 else None
+        if above is not None:
+            is_signal = bool((voxels[tile.read.slices] > above).any())
+            assert reader.is_signal(tile, above) == is_signal
         found, _ = reader.read(tile, above)
         expected = voxels[tile.read.slices]
         if above is None or (expected > above).any():
