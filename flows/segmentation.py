@@ -81,8 +81,7 @@ class Segmentation:
     @property
     def n_bytes_read(self) -> int:
         """Bytes of image that all tiles read, halos included."""
-        grid, source = self.plan.spec.grid, self.plan.source
-        return grid.n_read_voxels * source.dtype.itemsize
+        return self.plan.spec.grid.n_read_voxels * self.plan.source.voxel_bytes
 
     @property
     def n_bytes_written(self) -> int:

@@ -90,7 +90,7 @@ def memory_need(plan: RunPlan, n_workers: int, n_cores: int) -> MemoryNeed:
     n_workers, n_cores : int
         Function calls at a time; regions that are written at a time.
     """
-    grid, itemsize = plan.spec.grid, plan.source.dtype.itemsize
+    grid, itemsize = plan.spec.grid, plan.source.voxel_bytes
     halo = zip(grid.tile_shape, grid.halo, grid.shape, strict=True)
     n_voxels = prod([min(t + 2 * h, n) for t, h, n in halo])
     region = prod(plan.spec.pyramid.regions()[0].core.shape)

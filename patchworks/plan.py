@@ -13,8 +13,10 @@ import numpy as np
 
 from patchworks.errors import InputError
 from patchworks.fingerprint import digest, function_digest
+from patchworks.geometry.apart import resolve_grid_apart
 from patchworks.geometry.grid import TileGrid
-from patchworks.geometry.tile_shape import TileShapeRule, resolve_grid
+from patchworks.geometry.tile_shape import TileShapeRule
+from patchworks.io.channels import ChannelChoice, several_channels
 from patchworks.io.identity import identity_of_graph
 from patchworks.io.image_source import HeldArray, ImageSource
 from patchworks.io.label_image import LabelTarget
@@ -30,7 +32,7 @@ from patchworks.io.source import (
 from patchworks.io.stage import Stage
 from patchworks.pipeline import RunPlan
 from patchworks.run import RunSpec, finite_number, parse_stitch
-from patchworks.segmenters import Segmenter, name_of
+from patchworks.segmenters import Segmenter, Threshold, name_of
 
 PathLike = str | os.PathLike[str]
 
@@ -44,7 +46,7 @@ class RunOptions:
 
     tile_shape: TileShapeRule | None = None
     overlap: int | Sequence[int] | None = None
-    channel: int | None = 0
+    channel: ChannelChoice = 0
     level: int = 0
     write_to: PathLike | None = None
     output_component: str = "labels"
@@ -55,12 +57,15 @@ class RunOptions:
     stage_dir: PathLike | None = None
     stitch: str = "auto"
     connectivity: int = 1
+    slice_wise: bool = False
+    link_time: bool = False
+    link_iou: float = 0.25
     overwrite: bool = False
     is_temporary: bool = False
     """Whether the place to write to ends with the process, so that nothing can be continued."""
 
 
-def describe_image(image: Any, *, channel: int | None = 0, level: int = 0) -> ImageSource:
+def describe_image(image: Any, *, channel: ChannelChoice = 0, level: int = 0) -> ImageSource:
     """Return the source for any kind of input; a Dask array's voxels are not computed.
 
     Raises
@@ -68,6 +73,7 @@ def describe_image(image: Any, *, channel: int | None = 0, level: int = 0) -> Im
     InputError
         If it is no image, has no voxels, or has no such channel or level.
     """
+    several_channels(channel)
     kind = kind_of(image)
     if kind == "path":
         source = open_source(image, channel=channel, level=level)
@@ -89,7 +95,7 @@ def describe_image(image: Any, *, channel: int | None = 0, level: int = 0) -> Im
     return source
 
 
-def _source_of_dask_array(image: Any, channel: int | None) -> ImageSource:
+def _source_of_dask_array(image: Any, channel: ChannelChoice) -> ImageSource:
     check_channel(channel, None, "the Dask array")
     if any(np.isnan(n) for n in image.shape):
         raise InputError("the Dask array has unknown chunk sizes; call compute_chunk_sizes() first")
@@ -130,9 +136,10 @@ def plan_run(image: Any, segmenter: Segmenter, options: RunOptions) -> RunPlan:
         )
     source = describe_image(image, channel=options.channel, level=options.level)
     is_dask = kind_of(image) == "dask"
-    grid = resolve_grid(
+    grid = resolve_grid_apart(
         source.shape,
         source.dtype,
+        axes_apart(source, slice_wise=bool(options.slice_wise)),
         tile_shape=options.tile_shape,
         overlap=options.overlap,
         chunks=image.chunks if is_dask else None,
@@ -141,13 +148,45 @@ def plan_run(image: Any, segmenter: Segmenter, options: RunOptions) -> RunPlan:
     return plan_on_grid(source, segmenter, grid, options)
 
 
+def axes_apart(source: ImageSource, *, slice_wise: bool = False) -> tuple[int, ...]:
+    """Return the axes that the function does not see: time, and if slice-wise all but y and x."""
+    if slice_wise:
+        return tuple(range(len(source.shape) - 2))
+    return () if source.time_axis is None else (source.time_axis,)
+
+
+def _slice_axis(source: ImageSource) -> int | None:
+    """Return the axis of slices: the one that is called z, else the third from last, if any."""
+    names = [axis.name.lower() for axis in source.calibration.axes[:-2]]
+    last = len(names) - 1
+    found = names.index("z") if "z" in names else last
+    return None if found < 0 or found == source.time_axis else found
+
+
+def _check_channels(source: ImageSource, segmenter: Segmenter, options: RunOptions) -> None:
+    """Raise InputError for what does not go with several channels."""
+    if not source.lead:
+        return
+    if isinstance(segmenter, Threshold):
+        raise InputError(
+            f"channel={options.channel!r}: 'threshold' segments one channel; give one, or a "
+            f"function of tiles (C, Z, Y, X)"
+        )
+    if options.skip_empty and options.empty_threshold is None:
+        raise InputError(
+            f"channel={options.channel!r} with skip_empty: what is signal differs between channels;"
+            f" give empty_threshold=, which holds for all of them"
+        )
+
+
 def plan_on_grid(
     source: ImageSource, segmenter: Segmenter, grid: TileGrid, options: RunOptions
 ) -> RunPlan:
     """Return the plan of a run whose source is open and whose tiles are known."""
+    _check_channels(source, segmenter, options)
     target = choose_target(source, options)
     has_pyramid = target.image_group is not None and source.n_levels > 1
-    spec = _spec(grid, options, source.n_levels if has_pyramid else DEFAULT_LEVELS)
+    spec = _spec(source, grid, options, source.n_levels if has_pyramid else DEFAULT_LEVELS)
     function = function_digest(segmenter)
     tiles = spec.tiles_fingerprint(_identity(source, options), function)
     plan = RunPlan(
@@ -167,7 +206,14 @@ def plan_on_grid(
     return plan
 
 
-def _spec(grid: TileGrid, options: RunOptions, n_levels: int) -> RunSpec:
+def _spec(source: ImageSource, grid: TileGrid, options: RunOptions, n_levels: int) -> RunSpec:
+    series = source.time_axis if source.time_axis in grid.apart else None
+    if options.link_time and series is None:
+        names = [axis.name for axis in source.calibration.axes]
+        raise InputError(
+            f"link_time=True: {source.name} has no time axis (its axes are {names}); give an "
+            f"OME-Zarr image, or a zarr array with dimension names such as ('t', 'y', 'x')"
+        )
     return RunSpec(
         grid=grid,
         stitch=parse_stitch(options.stitch),
@@ -176,6 +222,10 @@ def _spec(grid: TileGrid, options: RunOptions, n_levels: int) -> RunSpec:
         pyramid_downscale=options.pyramid_downscale,
         skip_empty=bool(options.skip_empty),
         empty_threshold=finite_number("empty_threshold", options.empty_threshold),
+        time_axis=series,
+        slice_axis=_slice_axis(source) if options.slice_wise else None,
+        link_time=bool(options.link_time),
+        link_iou=options.link_iou,
     )
 
 

@@ -113,7 +113,7 @@ class TileWork:
         self.segmenter = segmenter
         self.stage = stage
         self.occupied = occupied
-        self.itemsize = reader.source.dtype.itemsize
+        self.itemsize = reader.source.voxel_bytes
         tile_bytes = prod(spec.grid.tile_shape) * self.itemsize
         self.max_group = max(1, min(MAX_GROUP, GROUP_BYTES // tile_bytes))
         self.group_size = 1

@@ -53,6 +53,13 @@ def largest_of(voxels: np.ndarray) -> Any:
     return np.fmax.reduce(voxels, axis=None) if voxels.dtype.kind == "f" else voxels.max()
 
 
+def _part(voxels: np.ndarray, box: Box, whole: Box) -> np.ndarray:
+    """Return the voxels of a box, all channels, out of those of a larger one."""
+    index: Any = (..., *box.relative_to(whole.start).slices)
+    found: np.ndarray = voxels[index]
+    return found
+
+
 def decode_threads() -> int:
     """Return how many threads decode a tile: all cores, or this process's share of them.
 
@@ -106,11 +113,11 @@ class TileReader:
     def _block_shape(self) -> tuple[int, ...]:
         """Extents of what is decoded at once: chunks, or several if they are tiny."""
         chunks = self.source.chunks or self.grid.shape
-        return block_shape(chunks, self.grid.tile_shape, self.source.dtype.itemsize)
+        return block_shape(chunks, self.grid.tile_shape, self.source.voxel_bytes)
 
     @property
     def _block_bytes(self) -> int:
-        return prod(self._block_shape) * self.source.dtype.itemsize
+        return prod(self._block_shape) * self.source.voxel_bytes
 
     def read(self, tile: Tile, above: float | None = None) -> tuple[np.ndarray | None, int]:
         """Return the voxels a tile reads, and how many bytes of chunks were decoded for it.
@@ -125,7 +132,7 @@ class TileReader:
         Returns
         -------
         voxels : numpy.ndarray or None
-            Shape ``tile.read.shape``; the caller's own.
+            Shape ``tile.read.shape``, after that of the channels; the caller's own.
         n_bytes : int
             Bytes of the image's chunks, uncompressed; 0 if another tile had it all decoded.
         """
@@ -173,25 +180,28 @@ class TileReader:
         common = tile.read.intersect(box)
         if common is None or not block.largest > above:
             return False
-        return common == box or bool((found[common.relative_to(box.start).slices] > above).any())
+        inside = _part(found, common, box)
+        return common == box or bool((inside > above).any())
 
     def _memory_for(self, shape: tuple[int, ...]) -> np.ndarray:
         """Return an array for the voxels of a tile, in memory that was given back if there is some.
 
         Memory that is new to the process has to be cleared by the operating system first.
         """
+        shape = (*self.source.lead, *shape)
         size = prod(shape)
         with self._lock:
             fitting = [i for i, memory in enumerate(self._spare) if memory.size >= size]
             memory = self._spare.pop(fitting[0]) if fitting else None
         if memory is None:
-            memory = np.empty(prod(self._largest_read), self.source.dtype)
+            memory = np.empty(self._largest_read, self.source.dtype)
         return memory[:size].reshape(shape)
 
     @cached_property
-    def _largest_read(self) -> tuple[int, ...]:
+    def _largest_read(self) -> int:
+        """Entries of the largest array that a tile reads."""
         sizes = zip(self.grid.tile_shape, self.grid.halo, self.grid.shape, strict=True)
-        return tuple([min(t + 2 * h, n) for t, h, n in sizes])
+        return prod(self.source.lead) * prod([min(t + 2 * h, n) for t, h, n in sizes])
 
     def give_back(self, voxels: np.ndarray) -> None:
         """Take the memory of what `read` returned, or leave it if it is other memory.
@@ -199,7 +209,7 @@ class TileReader:
         Nobody may use it any more.
         """
         memory = voxels.base
-        if isinstance(memory, np.ndarray) and memory.shape == (prod(self._largest_read),):
+        if isinstance(memory, np.ndarray) and memory.shape == (self._largest_read,):
             suits = memory.dtype == self.source.dtype and memory.flags.writeable
             with self._lock:
                 if suits and len(self._spare) < MAX_SPARE:
@@ -250,7 +260,7 @@ class TileReader:
             self._copy(found, box, tile, voxels)
         for position in product(*map(range, span.start, span.stop)):
             block, part = self._blocks[position], self._box(position)
-            inside = found[part.relative_to(box.start).slices]
+            inside = _part(found, part, box)
             shared = len(block.readers - {tile.index}) > 0
             block.n_bytes = inside.nbytes if shared else 0
             is_whole = inside.base is None or inside.size == found.size
@@ -261,8 +271,7 @@ class TileReader:
         """Copy what a tile reads of a box."""
         common = tile.read.intersect(box)
         if common is not None:
-            target = voxels[common.relative_to(tile.read.start).slices]
-            target[...] = found[common.relative_to(box.start).slices]
+            _part(voxels, common, tile.read)[...] = _part(found, common, box)
 
     def _give_up(self, ours: dict[Position, _Block], error: BaseException) -> None:
         """Let those who wait for blocks that cannot be decoded fail as well."""
@@ -328,7 +337,7 @@ class TileReader:
         """Return the bytes of all chunks that hold voxels of a box."""
         array = self.source.stored.array
         if self.source.chunks is None or isinstance(array, np.ndarray):
-            return prod(box.shape) * self.source.dtype.itemsize
+            return prod(box.shape) * self.source.voxel_bytes
         n_chunks = prod(
             [
                 ceil_div(b, n) - a // n
@@ -336,4 +345,5 @@ class TileReader:
             ]
         )
         # With all of the array's axes: a chunk that holds several channels is decoded as a whole.
-        return int(n_chunks * prod(array.chunks) * self.source.dtype.itemsize)
+        chunk_bytes = prod(array.chunks) * self.source.dtype.itemsize
+        return int(n_chunks * chunk_bytes * self.source.n_decoded)

@@ -152,7 +152,11 @@ def overview_of(
     max_pixels: int = 1024,
     max_bytes: int | None = None,
 ) -> bytes:
-    """Return the picture that `overview_picture` does, of an image that is open already."""
+    """Return the picture that `overview_picture` does, of an image that is open already.
+
+    Of several channels the first is drawn.
+    """
+    source = source.channels[0]
     full = _labels_at(labels, 0)
     if full.shape != source.shape:
         raise InputError(f"{labels}: shape {full.shape}; the image has {source.shape}")
