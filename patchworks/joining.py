@@ -202,7 +202,9 @@ class Records(_LastUsed[TileRecord]):
     """The records last used; a tile's record is needed once for each of its seams."""
 
     def __init__(self, stage: Stage, max_bytes: int = RECORDS_BYTES) -> None:
-        super().__init__(stage.read_record, lambda record: record.n_bytes, max_bytes)
+        super().__init__(
+            lambda tile: stage.read_record(tile), lambda record: record.n_bytes, max_bytes
+        )
 
 
 class _StagedRuns(_LastUsed[LabelRuns]):
