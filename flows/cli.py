@@ -52,11 +52,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     segment.add_argument("--tile-shape", type=_integers, help="core of a tile, such as 64,512,512")
     segment.add_argument("--overlap", type=_integers, help="voxels of halo, one number or per axis")
-    segment.add_argument("--channel", type=int, default=0)
+    segment.add_argument("--channel", type=_integers, default=[0], help="one, or several: 0,2")
     segment.add_argument("--level", type=int, default=0)
     segment.add_argument("--name", default="labels", help="name of the label image")
     segment.add_argument("--write-to", help="write the label image there, not into the image")
     segment.add_argument("--skip-empty", action="store_true", help="leave out tiles without signal")
+    segment.add_argument("--slice-wise", action="store_true", help="segment slice by slice")
+    segment.add_argument("--link-time", action="store_true", help="link objects of time points")
     segment.add_argument("--stitch", choices=("auto", "overlap", "touch"), default="auto")
     segment.add_argument("--workers", type=int, help="worker processes (default: one per core)")
     segment.add_argument("--gpu", action="store_true", help="segment on the GPUs of this machine")
@@ -144,17 +146,21 @@ def _segmenter(options: argparse.Namespace) -> Any:
 def _segment(options: argparse.Namespace) -> None:
     from flows.segment_image import converted_path, segment_image
 
-    overlap = options.overlap
+    overlap, channel = options.overlap, options.channel
+    if len(channel) == 1:
+        channel = channel[0]
     report = segment_image(
         options.image,
         segmenter=_segmenter(options),
         tile_shape=options.tile_shape,
         overlap=overlap[0] if overlap and len(overlap) == 1 else overlap,
-        channel=options.channel,
+        channel=channel,
         level=options.level,
         output_component=options.name,
         write_to=options.write_to,
         skip_empty=options.skip_empty,
+        slice_wise=options.slice_wise,
+        link_time=options.link_time,
         stitch=options.stitch,
         max_workers=options.workers,
         use_gpu=options.gpu,
@@ -167,7 +173,7 @@ def _segment(options: argparse.Namespace) -> None:
             converted_path(options.image) or options.image,
             report.labels,
             options.png,
-            channel=options.channel,
+            channel=channel,
             level=options.level,
             tile_shape=options.tile_shape,
         )

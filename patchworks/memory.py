@@ -95,6 +95,7 @@ def memory_need(plan: RunPlan, n_workers: int, n_cores: int) -> MemoryNeed:
     n_voxels = prod([min(t + 2 * h, n) for t, h, n in halo])
     region = prod(plan.spec.pyramid.regions()[0].core.shape)
     shared = plan.reader.shares_blocks
+    kept_records = 2 + bool(plan.spec.linked)  # and those being compared; staged labels of slices
     whole = prod(Box.whole(grid.shape).shape) * itemsize
     return MemoryNeed(
         n_workers=min(n_workers, grid.n_tiles),
@@ -104,7 +105,7 @@ def memory_need(plan: RunPlan, n_workers: int, n_cores: int) -> MemoryNeed:
         working_bytes=n_voxels * (itemsize + WORKING_BYTES_PER_VOXEL),
         staging_bytes=n_voxels * (LABEL_BYTES + STAGING_BYTES),
         region_bytes=region * REGION_BYTES * min(n_cores, plan.spec.pyramid.regions().n_tiles),
-        joining_bytes=2 * RECORDS_BYTES * min(n_cores, grid.n_tiles),  # and those being compared
+        joining_bytes=kept_records * RECORDS_BYTES * min(n_cores, grid.n_tiles),
     )
 
 

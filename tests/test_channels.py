@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from patchworks import estimate_empty_tiles, load_ome_zarr, tile_process
+from patchworks import estimate_empty_tiles, load_ome_zarr, merge_tile_labels, tile_process
 from patchworks.errors import InputError, SegmenterError
 from patchworks.geometry.box import Box
 from patchworks.geometry.grid import TileGrid
 from patchworks.io.source import open_source
 from patchworks.io.tile_reader import TileReader
+from patchworks.plugins.overview import overview_picture
 from patchworks.segmenters import threshold
 from tests.cells import same_partition
 from tests.linked import linked
@@ -300,3 +301,18 @@ def test_empty_tiles_of_several_channels_and_time_points_are_those_of_the_run(tm
     assert found["occupied"][1, 1, 0, 0]
     with pytest.raises(InputError, match="give threshold="):
         estimate_empty_tiles(store, (2, 10, 10), channel=[0, 1])
+
+
+def test_labels_of_a_series_are_merged_one_time_point_at_a_time():
+    with pytest.raises(InputError, match="labels of 3 time points"):
+        merge_tile_labels(named(SERIES, "tyx", (1, 20, 20)))
+
+
+def test_a_picture_shows_the_first_of_several_channels_and_all_time_points(tmp_path):
+    image = np.stack([IMAGE[:2], IMAGE[:2]])
+    store = ome_zarr(tmp_path / "i.zarr", [image], axes="tczyx")
+    tile_process(store, in_both, channel=[1, 0], **RUN)
+    pictures = [
+        overview_picture(store, f"{store}/labels/labels", channel=chosen) for chosen in (1, [1, 0])
+    ]
+    assert pictures[0] == pictures[1]

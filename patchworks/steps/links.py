@@ -70,12 +70,15 @@ def overlaps_of(ours: LabelRuns, theirs: LabelRuns) -> np.ndarray:
     >>> overlaps_of(find_runs(ours), find_runs(theirs)).tolist()
     [[1, 3, 1], [2, 3, 1]]
     """
-    stops_a = np.cumsum(ours.lengths, dtype=np.int64)
-    stops_b = np.cumsum(theirs.lengths, dtype=np.int64)
-    stops = np.union1d(stops_a, stops_b)
-    a = ours.values[np.searchsorted(stops_a, stops)].astype(np.int64)
-    b = theirs.values[np.searchsorted(stops_b, stops)].astype(np.int64)
-    n_voxels = np.diff(stops, prepend=0)
+    stops = np.concatenate([np.cumsum(part.lengths, dtype=np.int64) for part in (ours, theirs)])
+    order = stops.argsort(kind="stable")  # which merges what is in order already
+    is_ours = order < len(ours.lengths)
+    n_voxels = np.diff(stops[order], prepend=0)
+    there = np.flatnonzero(n_voxels)  # stretches in which neither changes
+    ended: np.ndarray = (np.cumsum(is_ours) - is_ours)[there]  # runs of ours before each
+    a = ours.values[ended].astype(np.int64)
+    b = theirs.values[there - ended].astype(np.int64)
+    n_voxels = n_voxels[there]
     both = (a > 0) & (b > 0)
     pairs, rank = np.unique(a[both] << 32 | b[both], return_inverse=True)
     shared = np.bincount(rank, n_voxels[both], len(pairs)).astype(np.int64)
