@@ -239,7 +239,8 @@ class Segmentation:
         return relabeling
 
     def _judging(self, batch: Batch) -> Call:
-        is_done = joining.load_joined(self.plan.stage, batch.span) is not None
+        name = tasks.joined_name(self.plan, batch)
+        is_done = joining.load_joined(self.plan.stage, name) is not None
         arguments = {"stage": self.stage, "batch": batch}
         options = kept_in(self.stage, is_done=is_done)
         return Call(task=tasks.judge_seams, arguments=arguments, options=options)

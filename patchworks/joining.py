@@ -156,7 +156,17 @@ LINKED_PARTS = ("extents", "overlaps")
 
 
 def save_joined(stage: Stage, name: str, joined: Joined) -> None:
-    """Write what some tiles said to the stage, for whoever numbers the objects."""
+    """Write what some tiles said to the stage, for whoever numbers the objects.
+
+    Parameters
+    ----------
+    stage : Stage
+        Where.
+    name : str
+        Names the tiles, and how they were compared.
+    joined : Joined
+        What they said.
+    """
     for part in (*(LINKED_PARTS if len(joined.extents) else ()), *JOINED_PARTS):
         stage.write_array(f"{JOINED}{name}-{part}", getattr(joined, part))
 

@@ -99,6 +99,11 @@ class RunSpec:
         found = (self.slice_axis, self.time_axis if self.link_time else None)
         return tuple([axis for axis in found if axis is not None])
 
+    @property
+    def judging(self) -> str:
+        """What names the way in which tiles of one stage are compared."""
+        return f"c{self.connectivity}" + "".join([f"-{axis}" for axis in self.linked])
+
     def tiles_fingerprint(self, image: str, segmenter: str) -> str:
         """Return what decides the stage: image, function, tiles, and the planes kept."""
         grid = self.grid
