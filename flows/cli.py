@@ -181,17 +181,21 @@ def _segmenter(options: argparse.Namespace) -> Any:
 def _segment(options: argparse.Namespace) -> None:
     from flows.segment_image import converted_path, segment_image
 
-    overlap = options.overlap
+    overlap, channel = options.overlap, options.channel
+    if len(channel) == 1:
+        channel = channel[0]
     report = segment_image(
         options.image,
         segmenter=_segmenter(options),
         tile_shape=options.tile_shape,
         overlap=overlap[0] if overlap and len(overlap) == 1 else overlap,
-        channel=options.channel,
+        channel=channel,
         level=options.level,
         output_component=options.name,
         write_to=options.write_to,
         skip_empty=options.skip_empty,
+        slice_wise=options.slice_wise,
+        link_time=options.link_time,
         stitch=options.stitch,
         max_workers=options.workers,
         use_gpu=options.gpu,
@@ -204,7 +208,7 @@ def _segment(options: argparse.Namespace) -> None:
             converted_path(options.image) or options.image,
             report.labels,
             options.png,
-            channel=options.channel,
+            channel=channel,
             level=options.level,
             tile_shape=None if options.tile_shape == "auto" else options.tile_shape,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from difflib import get_close_matches
 from os import PathLike, fspath
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
@@ -18,11 +18,14 @@ class Group(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+Index = Annotated[int, Field(ge=0)]
+
+
 class Selection(Group):
     """Which part of the image is segmented."""
 
-    channel: int | None = Field(default=0, ge=0)
-    """Channel to segment, counted from 0; none gives the function all of them."""
+    channel: Index | list[Index] | None = 0
+    """Channel to segment, counted from 0, or several, such as [0, 2]. None: the only one."""
     level: int = Field(default=0, ge=0)
     """Pyramid level to segment: 0 is full resolution."""
 
@@ -46,6 +49,12 @@ class Tiles(Group):
     overlap where they touch."""
     connectivity: int = Field(default=1, ge=1, le=5)
     """For touch: how many axes a step between two touching voxels may change."""
+    slice_wise: bool = False
+    """Segment slice by slice, and link objects of neighbouring slices that overlap most."""
+    link_time: bool = False
+    """Link objects of neighbouring time points in the same way."""
+    link_iou: float = Field(default=0.25, gt=0, le=1)
+    """The least intersection over union of two objects that are linked."""
 
 
 class Labels(Group):

@@ -26,9 +26,10 @@ from patchworks.conversion.collection import CollectionPlan, plan_images
 from patchworks.conversion.plan import ConversionOptions, made_from
 from patchworks.errors import InputError
 from patchworks.geometry.tile_shape import TileShapeRule
+from patchworks.io.channels import ChannelChoice
 from patchworks.io.location import Location
 from patchworks.io.source import kind_of
-from patchworks.plan import PathLike, RunOptions, describe_image, plan_run
+from patchworks.plan import PathLike, RunOptions, plan_run
 from patchworks.readers.registry import is_zarr, open_reader
 from patchworks.report import RunReport
 from patchworks.run_plan import settle_finished
@@ -52,7 +53,7 @@ def segment_image(
     segmenter: SegmenterSpec,
     tile_shape: TileShapeRule | None = None,
     overlap: int | Sequence[int] | None = None,
-    channel: int | None = 0,
+    channel: ChannelChoice = 0,
     level: int = 0,
     use_gpu: bool = False,
     max_workers: int | None = None,
@@ -67,6 +68,9 @@ def segment_image(
     keep_stage: bool = False,
     stitch: str = "auto",
     connectivity: int = 1,
+    slice_wise: bool = False,
+    link_time: bool = False,
+    link_iou: float = 0.25,
     resume: bool = True,
     overwrite: bool = False,
     convert_to: PathLike | None = None,
@@ -104,7 +108,7 @@ def segment_image(
         only way out of a call into a driver that hangs.
     tile_shape, overlap, channel, level, write_to, output_component, pyramid_levels, \
 pyramid_downscale, sequential_labels, skip_empty, empty_threshold, stage_dir, keep_stage, stitch, \
-connectivity, resume, overwrite
+connectivity, slice_wise, link_time, link_iou, resume, overwrite
         As in `patchworks.tile_process`.
 
     Returns
@@ -171,9 +175,10 @@ def plan_segmentation(
             conversion = plan_images(image, target, ConversionOptions())
             return plan_after_conversion(conversion, segmenter, groups, cluster=cluster)
     store = image if target is None else target
+    plan = plan_run(store, segmenter, run_options(store, groups, cluster))
     job = Job(
-        image=describe_image(store, channel=None, level=0).name,
-        plan=plan_run(store, segmenter, run_options(store, groups, cluster)),
+        image=plan.source.name,
+        plan=plan,
         run=checked(Run, groups.get("run", {})),
         cluster=cluster,
     )

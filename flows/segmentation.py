@@ -82,8 +82,7 @@ class Segmentation:
     @property
     def n_bytes_read(self) -> int:
         """Bytes of image that all tiles read, halos included."""
-        grid, source = self.plan.spec.grid, self.plan.source
-        return grid.n_read_voxels * source.dtype.itemsize
+        return self.plan.spec.grid.n_read_voxels * self.plan.source.voxel_bytes
 
     @property
     def n_bytes_written(self) -> int:
@@ -224,7 +223,8 @@ class Segmentation:
         return relabeling
 
     def _judging(self, batch: Batch) -> Call:
-        is_done = joining.load_joined(self.plan.stage, batch.span) is not None
+        name = tasks.joined_name(self.plan, batch)
+        is_done = joining.load_joined(self.plan.stage, name) is not None
         arguments = {"stage": self.stage, "batch": batch}
         options = kept_in(self.stage, is_done=is_done)
         return Call(task=tasks.judge_seams, arguments=arguments, options=options)

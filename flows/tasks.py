@@ -220,6 +220,11 @@ def segment_tiles(stage: StageOf, batch: Batch) -> dict[str, Any]:
     return found
 
 
+def joined_name(plan: RunPlan, batch: Batch) -> str:
+    """Return under which name the stage keeps what a batch of tiles said."""
+    return f"{batch.span}-{plan.spec.judging}"
+
+
 @task(
     name="judge seams",
     task_run_name="judge seams of tiles {batch.span}",
@@ -232,7 +237,7 @@ def judge_seams(stage: StageOf, batch: Batch) -> int:
     with portably():
         plan = pipeline.load_plan(stage.root)
         joined = pipeline.join_tiles(plan, batch.indices)
-        joining.save_joined(plan.stage, batch.span, joined)
+        joining.save_joined(plan.stage, joined_name(plan, batch), joined)
         return len(joined.joins)
 
 
@@ -253,7 +258,8 @@ def stitch(stage: StageOf, batches: list[Batch]) -> int:
         if len(batches) == 1:
             parts = [pipeline.join_tiles(plan, batches[0].indices)]
         else:
-            found = [joining.load_joined(plan.stage, batch.span) for batch in batches]
+            names = [joined_name(plan, batch) for batch in batches]
+            found = [joining.load_joined(plan.stage, name) for name in names]
             parts = [part for part in found if part is not None]
         return pipeline.relabel(plan, parts).n_objects
 

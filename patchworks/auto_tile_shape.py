@@ -14,6 +14,7 @@ from patchworks.execution.gpus import visible_gpus
 from patchworks.execution.overlap import io_threads
 from patchworks.execution.work_place import WorkPlace, threads_here
 from patchworks.function_need import LABEL_BYTES
+from patchworks.geometry.apart import spread_overlap
 from patchworks.geometry.auto_tile_shape import (
     Limit,
     Proposal,
@@ -211,9 +212,16 @@ def is_auto(tile_shape: object) -> bool:
     return isinstance(tile_shape, str) and tile_shape == "auto"
 
 
-def layout_of(source: ImageSource, overlap: int | Sequence[int] | None) -> TileLayout:
-    """Return what tiles of an image have to line up with; they extend along axes of space alone."""
-    kinds = ["space" if axis.is_space else "other" for axis in source.calibration.axes]
+def layout_of(
+    source: ImageSource, overlap: int | Sequence[int] | None, apart: tuple[int, ...] = ()
+) -> TileLayout:
+    """Return what tiles of an image have to line up with; they extend along axes of space alone.
+
+    And not along those that the function does not see, `apart`.
+    """
+    axes = source.calibration.axes
+    kinds = ["space" if a.is_space and i not in apart else "other" for i, a in enumerate(axes)]
+    overlap = spread_overlap(overlap, len(source.shape), apart)
     return TileLayout.of(
         source.shape,
         is_tiled=tiled_axes(kinds, source.shape, source.name),
@@ -242,7 +250,7 @@ def proposal_for(
         What the function needs per voxel beside the tile, if that is known.
     """
     place = place or threads_here()
-    budget = tile_budget(place, source.dtype.itemsize, len(source.shape), function_bytes)
+    budget = tile_budget(place, source.voxel_bytes, len(source.shape), function_bytes)
     found = propose_tile_shape(layout, budget)
     logger.info(
         "tile_shape='auto': %d tiles of %s voxels for %d workers; limited by %s",

@@ -153,7 +153,9 @@ class Emptiness:
 
 
 def boxes_of_image(source: ImageSource) -> BoxGrid | None:
-    """Return the boxes of an image's map; None for an image in memory."""
+    """Return the boxes of an image's map; None for an image in memory, or of several channels."""
+    if source.lead:
+        return None
     array: Any = source.stored.array
     if source.chunks is None or isinstance(array, np.ndarray) or hasattr(array, "__dask_graph__"):
         return None

@@ -10,12 +10,14 @@ import numpy as np
 
 from patchworks.auto_tile_shape import without_auto
 from patchworks.emptiness import Emptiness, check_threshold, sampled_background
+from patchworks.errors import InputError
 from patchworks.execution.executor import Executor, ThreadExecutor, batched
 from patchworks.execution.machine import available_cores
-from patchworks.geometry.tile_shape import resolve_grid
+from patchworks.geometry.apart import resolve_grid_apart
+from patchworks.io.channels import ChannelChoice
 from patchworks.io.image_source import HeldArray
 from patchworks.io.tile_reader import TileReader
-from patchworks.plan import describe_image
+from patchworks.plan import axes_apart, describe_image
 from patchworks.steps.occupancy import is_occupied
 
 
@@ -34,7 +36,7 @@ def estimate_empty_tiles(
     image: Any,
     tile_shape: tuple[int, ...],
     *,
-    channel: int | None = 0,
+    channel: ChannelChoice = 0,
     level: int = 0,
     threshold: float | None = None,
     overlap: int | Sequence[int] = 0,
@@ -77,9 +79,15 @@ def estimate_empty_tiles(
     if isinstance(source.stored, HeldArray) and hasattr(source.stored.array, "__dask_graph__"):
         held = HeldArray(_Computed(source.stored.array))
         source = replace(source, stored=held, chunks=None)
-    grid = resolve_grid(
+    if source.lead and given is None:
+        raise InputError(
+            f"channel={channel!r}: what is signal differs between channels; give threshold=, which "
+            f"holds for all of them"
+        )
+    grid = resolve_grid_apart(
         source.shape,
         source.dtype,
+        axes_apart(source),
         tile_shape=without_auto(source, tile_shape, overlap),
         overlap=overlap,
         chunks=None,

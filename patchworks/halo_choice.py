@@ -123,7 +123,7 @@ class CutPart:
         self.segmenter = segmenter
         self.spec = spec
         self.is_cut = is_cut
-        self.tile = Tile(0, (0,) * box.ndim, box, box)
+        self.tile = Tile(0, (0,) * box.ndim, box, box, spec.grid.apart)
         self.whole = np.asarray(segment_tile(source.read(box), self.tile, segmenter))
 
     def try_halo(self, halo: tuple[int, ...]) -> HaloTrial:

@@ -120,7 +120,8 @@ def make_readable(plan: RunPlan, *, by_other_processes: bool) -> RunPlan:
     if by_other_processes and source.held_by_this_process():
         chunks = tuple(getattr(array, "chunks", plan.spec.grid.tile_shape))
         copy = _into_stage(plan, array, chunks, _copy)
-        return with_source(plan, replace(copy, chunks=chunks))
+        kept = [n for n, picked in zip(chunks, source.pick, strict=True) if picked is None]
+        return with_source(plan, replace(copy, chunks=tuple(kept)))
     return plan
 
 

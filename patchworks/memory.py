@@ -112,10 +112,12 @@ def memory_need(plan: RunPlan, n_workers: int, n_cores: int) -> MemoryNeed:
     n_workers, n_cores : int
         Function calls at a time; regions that are written at a time.
     """
-    grid, itemsize = plan.spec.grid, plan.source.dtype.itemsize
+    grid, itemsize = plan.spec.grid, plan.source.voxel_bytes
     halo = zip(grid.tile_shape, grid.halo, grid.shape, strict=True)
     n_voxels = prod([min(t + 2 * h, n) for t, h, n in halo])
     region = prod(plan.spec.pyramid.regions()[0].core.shape)
+    joined = min(RECORDS_BYTES, _plane_bytes(grid) * grid.n_tiles)
+    joined *= 2 + bool(plan.spec.linked)  # and those being compared; staged labels of slices
     n_workers = min(n_workers, grid.n_tiles)
     n_ahead = min(plan.n_ahead or io_threads(n_workers), grid.n_tiles - n_workers)
     return MemoryNeed(
@@ -129,7 +131,7 @@ def memory_need(plan: RunPlan, n_workers: int, n_cores: int) -> MemoryNeed:
         staging_bytes=int(n_voxels * plan.need.label_bytes + prod(grid.tile_shape) * RUNS_BYTES),
         fixed_bytes=plan.need.fixed_bytes,
         region_bytes=region * REGION_BYTES * min(n_cores, plan.spec.pyramid.regions().n_tiles),
-        joining_bytes=min(2 * RECORDS_BYTES, _plane_bytes(grid) * grid.n_tiles) * n_cores,
+        joining_bytes=joined * n_cores,
     )
 
 

@@ -126,6 +126,11 @@ def plan_merge(
     if isinstance(overlap, bool) or not isinstance(overlap, int) or overlap < 0:
         raise InputError(f"overlap={overlap!r}: expected an integer >= 0")
     source, grid = _tiles(labeled, input_component, overlap)
+    if source.time_axis is not None:
+        raise InputError(
+            f"{source.name}: labels of {source.shape[source.time_axis]} time points; merge those "
+            f"of one at a time"
+        )
     if source.dtype.kind not in "iu":
         raise InputError(f"{source.name}: dtype {source.dtype}; labels are integers")
     return plan_on_grid(source, labels_as_given, grid, options)

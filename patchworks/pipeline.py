@@ -30,7 +30,7 @@ from patchworks.io.image_source import ImageSource
 from patchworks.io.label_image import LabelImage, LabelTarget
 from patchworks.io.stage import Stage, write_whole
 from patchworks.io.tile_reader import KEPT_BYTES, TileReader
-from patchworks.joining import Joined, join_records
+from patchworks.joining import Joined, join_records, link
 from patchworks.run import RunSpec
 from patchworks.segmenters import Segmenter, StoredSegmenter, loaded, name_of
 from patchworks.steps import levels
@@ -319,7 +319,7 @@ def segment_stream(
 
 def join_tiles(plan: RunPlan, tiles: Sequence[int]) -> Joined:
     """Return what tiles hold, and their joins with the tiles after them."""
-    return join_records(plan.stage, plan.spec.seams, tiles)
+    return join_records(plan.stage, plan.spec.seams, tiles, plan.spec.linked)
 
 
 def relabel(plan: RunPlan, joined: Sequence[Joined]) -> Relabeling:
@@ -336,7 +336,11 @@ def relabel(plan: RunPlan, joined: Sequence[Joined]) -> Relabeling:
     for part in joined:
         n_labels[part.tiles] = part.n_labels
         n_nodes[part.tiles] = part.n_nodes
-    relabeling = build_relabeling(n_labels, n_nodes, [part.joins for part in joined])
+    joins = [part.joins for part in joined]
+    relabeling = build_relabeling(n_labels, n_nodes, joins)
+    for axis in plan.spec.linked:  # whole objects, so after all that makes them whole
+        joins.append(link(relabeling, joined, axis, plan.spec.link_iou))
+        relabeling = build_relabeling(n_labels, n_nodes, joins)
     relabeling.save(plan.stage)
     return relabeling
 
@@ -398,6 +402,7 @@ def provenance(plan: RunPlan, n_objects: int, version: str) -> dict[str, Any]:
         "overlap": list(grid.halo),
         "stitch": spec.stitch,
         "connectivity": spec.connectivity,
+        **({"linked_axes": list(spec.linked), "link_iou": spec.link_iou} if spec.linked else {}),
     }
 
 

@@ -19,9 +19,11 @@ from patchworks.emptiness import check_threshold
 from patchworks.errors import InputError
 from patchworks.execution.work_place import WorkPlace
 from patchworks.fingerprint import digest, function_digest
+from patchworks.geometry.apart import resolve_grid_apart, spread_overlap
 from patchworks.geometry.grid import TileGrid
 from patchworks.geometry.halves import cut_halo
-from patchworks.geometry.tile_shape import TileShapeRule, asked_overlap, resolve_grid
+from patchworks.geometry.tile_shape import TileShapeRule, asked_overlap
+from patchworks.io.channels import ChannelChoice, several_channels
 from patchworks.io.identity import identity_of_graph
 from patchworks.io.image_source import HeldArray, ImageSource
 from patchworks.io.label_image import LabelTarget
@@ -37,7 +39,7 @@ from patchworks.io.source import (
 from patchworks.io.stage import Stage
 from patchworks.pipeline import RunPlan
 from patchworks.run import RunSpec, parse_stitch
-from patchworks.segmenters import Segmenter, name_of
+from patchworks.segmenters import Segmenter, Threshold, name_of
 
 logger = logging.getLogger("patchworks")
 
@@ -53,7 +55,7 @@ class RunOptions:
 
     tile_shape: TileShapeRule | None = None
     overlap: int | Sequence[int] | None = None
-    channel: int | None = 0
+    channel: ChannelChoice = 0
     level: int = 0
     write_to: PathLike | None = None
     output_component: str = "labels"
@@ -64,6 +66,9 @@ class RunOptions:
     stage_dir: PathLike | None = None
     stitch: str = "auto"
     connectivity: int = 1
+    slice_wise: bool = False
+    link_time: bool = False
+    link_iou: float = 0.25
     overwrite: bool = False
     is_temporary: bool = False
     """Whether the place to write to ends with the process, so that nothing can be continued."""
@@ -71,7 +76,7 @@ class RunOptions:
     """Where tiles will be worked on, for ``"auto"``. None: in this process, on all cores."""
 
 
-def describe_image(image: Any, *, channel: int | None = 0, level: int = 0) -> ImageSource:
+def describe_image(image: Any, *, channel: ChannelChoice = 0, level: int = 0) -> ImageSource:
     """Return the source for any kind of input; a Dask array's voxels are not computed.
 
     Raises
@@ -79,6 +84,7 @@ def describe_image(image: Any, *, channel: int | None = 0, level: int = 0) -> Im
     InputError
         If it is no image, has no voxels, or has no such channel or level.
     """
+    several_channels(channel)
     kind = kind_of(image)
     if kind == "path":
         source = open_source(image, channel=channel, level=level)
@@ -100,7 +106,7 @@ def describe_image(image: Any, *, channel: int | None = 0, level: int = 0) -> Im
     return source
 
 
-def _source_of_dask_array(image: Any, channel: int | None) -> ImageSource:
+def _source_of_dask_array(image: Any, channel: ChannelChoice) -> ImageSource:
     check_channel(channel, None, "the Dask array")
     if any(np.isnan(n) for n in image.shape):
         raise InputError("the Dask array has unknown chunk sizes; call compute_chunk_sizes() first")
@@ -143,15 +149,47 @@ def plan_run(image: Any, segmenter: Segmenter, options: RunOptions) -> RunPlan:
     asked = _Asked(source, segmenter, options)
     if is_auto(options.tile_shape):
         return asked.plan(asked.auto_grid())
-    grid = resolve_grid(
+    grid = resolve_grid_apart(
         source.shape,
         source.dtype,
+        asked.apart,
         tile_shape=options.tile_shape,
         overlap=options.overlap,
         chunks=image.chunks if kind_of(image) == "dask" else None,
         storage_chunks=source.chunks,
     )
     return asked.plan(grid)
+
+
+def axes_apart(source: ImageSource, *, slice_wise: bool = False) -> tuple[int, ...]:
+    """Return the axes that the function does not see: time, and if slice-wise all but y and x."""
+    if slice_wise:
+        return tuple(range(len(source.shape) - 2))
+    return () if source.time_axis is None else (source.time_axis,)
+
+
+def _slice_axis(source: ImageSource) -> int | None:
+    """Return the axis of slices: the one that is called z, else the third from last, if any."""
+    names = [axis.name.lower() for axis in source.calibration.axes[:-2]]
+    last = len(names) - 1
+    found = names.index("z") if "z" in names else last
+    return None if found < 0 or found == source.time_axis else found
+
+
+def _check_channels(source: ImageSource, segmenter: Segmenter, options: RunOptions) -> None:
+    """Raise InputError for what does not go with several channels."""
+    if not source.lead:
+        return
+    if isinstance(segmenter, Threshold):
+        raise InputError(
+            f"channel={options.channel!r}: 'threshold' segments one channel; give one, or a "
+            f"function of tiles (C, Z, Y, X)"
+        )
+    if options.skip_empty and options.empty_threshold is None:
+        raise InputError(
+            f"channel={options.channel!r} with skip_empty: what is signal differs between channels;"
+            f" give empty_threshold=, which holds for all of them"
+        )
 
 
 def plan_on_grid(
@@ -169,6 +207,11 @@ class _Asked:
     segmenter: Segmenter
     options: RunOptions
 
+    @property
+    def apart(self) -> tuple[int, ...]:
+        """Axes that the function does not see."""
+        return axes_apart(self.source, slice_wise=bool(self.options.slice_wise))
+
     @cached_property
     def target(self) -> LabelTarget:
         return choose_target(self.source, self.options)
@@ -184,12 +227,12 @@ class _Asked:
     def spec(self, grid: TileGrid) -> RunSpec:
         target, n_levels = self.target, self.source.n_levels
         has_pyramid = target.image_group is not None and n_levels > 1
-        options, dtype = self.options, self.source.dtype
-        threshold = check_threshold("empty_threshold", options.empty_threshold, dtype)
-        return _spec(grid, options, n_levels if has_pyramid else DEFAULT_LEVELS, threshold)
+        levels = n_levels if has_pyramid else DEFAULT_LEVELS
+        return _spec(self.source, grid, self.options, levels)
 
     def plan(self, grid: TileGrid) -> RunPlan:
         """Return the plan with these tiles."""
+        _check_channels(self.source, self.segmenter, self.options)
         target, spec = self.target, self.spec(grid)
         tiles = spec.tiles_fingerprint(self.identity, self.function)
         plan = RunPlan(
@@ -213,7 +256,7 @@ class _Asked:
 
         Another day other memory is free, and other tiles would begin the run anew.
         """
-        layout = layout_of(self.source, self.options.overlap)
+        layout = layout_of(self.source, self.options.overlap, self.apart)
         earlier = None if self.options.is_temporary else self._earlier_grid()
         if earlier is not None:
             logger.info(
@@ -224,9 +267,10 @@ class _Asked:
         return self._grid_of(proposal_for(self.source, layout, self.options.place).tile_shape)
 
     def _grid_of(self, tile_shape: tuple[int, ...]) -> TileGrid:
-        return resolve_grid(
+        return resolve_grid_apart(
             self.source.shape,
             self.source.dtype,
+            self.apart,
             tile_shape=tile_shape,
             overlap=self.options.overlap,
             chunks=None,
@@ -250,7 +294,16 @@ class _Asked:
         return None
 
 
-def _spec(grid: TileGrid, options: RunOptions, n_levels: int, threshold: float | None) -> RunSpec:
+def _spec(source: ImageSource, grid: TileGrid, options: RunOptions, n_levels: int) -> RunSpec:
+    threshold = check_threshold("empty_threshold", options.empty_threshold, source.dtype)
+    overlap = spread_overlap(options.overlap, grid.ndim, grid.apart)
+    series = source.time_axis if source.time_axis in grid.apart else None
+    if options.link_time and series is None:
+        names = [axis.name for axis in source.calibration.axes]
+        raise InputError(
+            f"link_time=True: {source.name} has no time axis (its axes are {names}); give an "
+            f"OME-Zarr image, or a zarr array with dimension names such as ('t', 'y', 'x')"
+        )
     return RunSpec(
         grid=grid,
         stitch=parse_stitch(options.stitch),
@@ -259,7 +312,11 @@ def _spec(grid: TileGrid, options: RunOptions, n_levels: int, threshold: float |
         pyramid_downscale=options.pyramid_downscale,
         skip_empty=bool(options.skip_empty),
         empty_threshold=threshold,
-        cut_halo=cut_halo(grid, asked_overlap(options.overlap, grid.ndim)),
+        cut_halo=cut_halo(grid, asked_overlap(overlap, grid.ndim)),
+        time_axis=series,
+        slice_axis=_slice_axis(source) if options.slice_wise else None,
+        link_time=bool(options.link_time),
+        link_iou=options.link_iou,
     )
 
 

@@ -131,6 +131,7 @@ def probe_function(
     *,
     max_seconds: float,
     budget_bytes: int,
+    apart: tuple[int, ...] = (),
     gpus: Sequence[Gpu] = (),
 ) -> Probe:
     """Call a function on pieces of an image, larger and larger ones, and measure it.
@@ -147,6 +148,8 @@ def probe_function(
         No piece is begun that would end later, as far as can be told.
     budget_bytes : int
         No piece is begun that would take more memory, as far as can be told.
+    apart : tuple of int
+        Axes that the function does not see; `largest` is 1 there.
     gpus : sequence of Gpu
         GPUs whose memory is looked at.
 
@@ -156,7 +159,7 @@ def probe_function(
         If the function fails on the smallest piece, or for another reason than memory; or the
         image cannot be read.
     """
-    probing = _Probing(source, segmenter, GpuWatch(gpus))
+    probing = _Probing(source, segmenter, apart, GpuWatch(gpus))
     places = _places(source)
     held, end = held_bytes(), time.monotonic() + max_seconds
     boxes = _growing(source, places[0], largest)
@@ -168,7 +171,7 @@ def probe_function(
         if time.monotonic() + probing.seconds_for(box, last) > end:
             ended = f"a larger piece would take more than the {max_seconds:g} s of a probe"
             break
-        if growth * (last.peak_bytes + last.n_voxels * source.dtype.itemsize) > budget_bytes:
+        if growth * (last.peak_bytes + last.n_voxels * source.voxel_bytes) > budget_bytes:
             ended = f"a larger piece would not fit {budget_bytes / 2**30:.1f} GiB of memory"
             break
         piece = probing.try_measure(box)
@@ -187,8 +190,11 @@ def probe_function(
 class _Probing:
     """Calls the function, and measures."""
 
-    def __init__(self, source: ImageSource, segmenter: Segmenter, gpu: GpuWatch) -> None:
+    def __init__(
+        self, source: ImageSource, segmenter: Segmenter, apart: tuple[int, ...], gpu: GpuWatch
+    ) -> None:
         self.source = source
+        self.apart = apart
         self.segmenter = segmenter
         self.gpu = gpu
 
@@ -215,7 +221,7 @@ class _Probing:
 
     def measure(self, box: Box) -> Piece:
         """Return what a call took."""
-        tile = Tile(0, (0,) * len(box.shape), box, box)
+        tile = Tile(0, (0,) * len(box.shape), box, box, self.apart)
         start = time.perf_counter()
         voxels = self.source.read(box)
         read_s = time.perf_counter() - start

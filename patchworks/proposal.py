@@ -15,10 +15,11 @@ from patchworks.engine import Engine, Workers, check_engine, choose_workers
 from patchworks.errors import InputError
 from patchworks.execution.gpus import visible_gpus
 from patchworks.execution.machine import Memory, available_cores
+from patchworks.geometry.apart import resolve_grid_apart
 from patchworks.geometry.auto_tile_shape import Limit, Proposal, TileBudget, propose_tile_shape
 from patchworks.geometry.box import Box
 from patchworks.geometry.grid import TileGrid
-from patchworks.geometry.tile_shape import TileShapeRule, halve_until, resolve_grid
+from patchworks.geometry.tile_shape import TileShapeRule, halve_until
 from patchworks.halo_choice import HALOS, CutPart, HaloChoice, choose_halo
 from patchworks.io.image_source import ImageSource
 from patchworks.io.source import kind_of
@@ -95,7 +96,7 @@ class RunProposal:
     @property
     def n_bytes(self) -> int:
         """Bytes of the image's voxels, uncompressed."""
-        return prod(self.plan.source.shape) * self.plan.source.dtype.itemsize
+        return prod(self.plan.source.shape) * self.plan.source.voxel_bytes
 
     @property
     def read_amplification(self) -> float:
@@ -240,6 +241,11 @@ class _Proposing:
         self.segmenter = prepare_segmenter(planned.segmenter, planned.source)
 
     @property
+    def apart(self) -> tuple[int, ...]:
+        """Axes that the function does not see."""
+        return self.planned.spec.grid.apart
+
+    @property
     def is_free(self) -> bool:
         """Whether the tile shape is to be proposed."""
         return self.asked.tile_shape is None or is_auto(self.asked.tile_shape)
@@ -253,6 +259,7 @@ class _Proposing:
             self._largest_piece(),
             max_seconds=self.max_seconds / 2,
             budget_bytes=place.memory_bytes // 2,
+            apart=self.apart,
             gpus=visible_gpus() if use_gpu else (),
         )
         halo = self._choose_halo(probe)
@@ -273,13 +280,13 @@ class _Proposing:
         grid = self.planned.spec.grid
         if not self.is_free:
             return max((tile.read.shape for tile in _some_tiles(grid)), key=prod)
-        layout = layout_of(self.source, self.asked.overlap)
+        layout = layout_of(self.source, self.asked.overlap, self.apart)
         place = self.workers.place
-        budget = tile_budget(place, self.source.dtype.itemsize, len(self.source.shape), 1)
+        budget = tile_budget(place, self.source.voxel_bytes, len(self.source.shape), 1)
         return layout.read_shape(propose_tile_shape(layout, budget).tile_shape)
 
     def _propose(self, probe: Probe, options: RunOptions) -> Proposal:
-        need, place, itemsize = probe.need, self.workers.place, self.source.dtype.itemsize
+        need, place, itemsize = probe.need, self.workers.place, self.source.voxel_bytes
         ram = tile_budget(
             replace(place, gpu=None), itemsize, len(self.source.shape), ceil(need.bytes_per_voxel)
         )
@@ -302,12 +309,13 @@ class _Proposing:
             largest = probe.largest.n_voxels
             limits.append(Limit(what=probe.ended, n_bytes=largest, bytes_per_voxel=1))
         budget = TileBudget(limits=tuple(limits), n_workers=place.n_workers)
-        return propose_tile_shape(layout_of(self.source, options.overlap), budget)
+        return propose_tile_shape(layout_of(self.source, options.overlap, self.apart), budget)
 
     def _grid(self, tile_shape: tuple[int, ...], options: RunOptions) -> TileGrid:
-        return resolve_grid(
+        return resolve_grid_apart(
             self.source.shape,
             self.source.dtype,
+            self.apart,
             tile_shape=tile_shape,
             overlap=options.overlap,
             chunks=None,
@@ -325,7 +333,8 @@ class _Proposing:
         in_time = self.max_seconds / 2 / a_voxel / (2 * len(HALOS))
         n_voxels = int(min(PART_VOXELS, in_time, probe.largest.n_voxels))
         centre = tuple([(a + b) // 2 for a, b in zip(best.box.start, best.box.stop, strict=True)])
-        shape = halve_until(self.source.shape, max(n_voxels, 2**14))
+        extents = [1 if a in self.apart else n for a, n in enumerate(self.source.shape)]
+        shape = halve_until(tuple(extents), max(n_voxels, 2**14))
         box = Box.around(centre, shape, Box.whole(self.source.shape))
         is_cut = _cut_axes(self.source, self.planned.spec.grid, box, is_free=self.is_free)
         if not any(is_cut):

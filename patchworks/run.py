@@ -42,6 +42,12 @@ class RunSpec:
         Voxels that the halves of a tile read beyond the seam between them, where the function has
         no memory for the whole; by default the halo of the grid. Changes nothing else, and is in no
         fingerprint.
+    time_axis, slice_axis : int or None
+        Axes of the grid that are apart: time, and the one whose slices are segmented one by one.
+    link_time : bool
+        Whether objects of a time point and the next can be one, as those of slices are.
+    link_iou : float
+        The least intersection over union of two objects of neighbouring slices that are one.
 
     Raises
     ------
@@ -57,6 +63,10 @@ class RunSpec:
     skip_empty: bool = False
     empty_threshold: float | None = None
     cut_halo: tuple[int, ...] | None = None
+    time_axis: int | None = None
+    slice_axis: int | None = None
+    link_time: bool = False
+    link_iou: float = 0.25
 
     def __post_init__(self) -> None:
         grid = self.grid
@@ -64,10 +74,14 @@ class RunSpec:
             raise InputError(f"an image of {grid.ndim} axes {grid.shape}: expected 2 to 5")
         if self.stitch not in STITCHES:
             raise InputError(f"stitch={self.stitch!r}: expected one of {STITCHES}")
-        whole_number("connectivity", self.connectivity, 1, grid.ndim)
+        whole_number("connectivity", self.connectivity, 1, grid.ndim - len(grid.apart))
         whole_number("pyramid_levels", self.pyramid_levels, 1, 32)
         whole_number("pyramid_downscale", self.pyramid_downscale, 2, 64)
-        bare = [a for a, n in enumerate(grid.dims) if n > 1 and grid.halo[a] == 0]
+        link_iou = finite_number("link_iou", self.link_iou)
+        if link_iou is None or not 0 < link_iou <= 1:
+            raise InputError(f"link_iou={self.link_iou!r}: expected a number above 0, at most 1")
+        split = [a for a, n in enumerate(grid.dims) if n > 1 and a not in grid.apart]
+        bare = [a for a in split if grid.halo[a] == 0]
         if self.stitch == "overlap" and bare:
             raise InputError(
                 f"stitch='overlap': there is no overlap on axis {bare[0]} of tiles "
@@ -90,7 +104,18 @@ class RunSpec:
     @functools.cached_property
     def pyramid(self) -> PyramidPlan:
         """The levels of the label image."""
-        return plan_pyramid(self.grid, self.pyramid_levels, self.pyramid_downscale)
+        return plan_pyramid(self.grid, self.pyramid_levels, self.pyramid_downscale, self.time_axis)
+
+    @property
+    def linked(self) -> tuple[int, ...]:
+        """The axes on which whole objects are compared with those of the next slice, in order."""
+        found = (self.slice_axis, self.time_axis if self.link_time else None)
+        return tuple([axis for axis in found if axis is not None])
+
+    @property
+    def judging(self) -> str:
+        """What names the way in which tiles of one stage are compared."""
+        return f"c{self.connectivity}" + "".join([f"-{axis}" for axis in self.linked])
 
     def tiles_fingerprint(self, image: str, segmenter: str) -> str:
         """Return what decides the stage: image, function, tiles, and the planes kept."""
@@ -98,13 +123,14 @@ class RunSpec:
         threshold: object = self.empty_threshold
         if self.skip_empty and threshold is None:
             threshold = "of the image 1"  # the rule by which it is found
-        return digest("tiles 1", image, segmenter, parts, self.skip_empty, threshold)
+        apart = [self.grid.apart, self.grid.layer] if self.grid.apart else []
+        return digest("tiles 1", image, segmenter, parts, self.skip_empty, threshold, *apart)
 
     def labels_fingerprint(self, tiles: str) -> str:
         """Return what decides the label image: the stage, how it is joined, its levels."""
-        return digest(
-            "labels 1", tiles, self.connectivity, self.pyramid_levels, self.pyramid_downscale
-        )
+        given = (tiles, self.connectivity, self.pyramid_levels, self.pyramid_downscale)
+        linked = [self.linked, float(self.link_iou)] if self.linked else []
+        return digest("labels 1", *given, *linked)
 
 
 def whole_number(name: str, value: object, low: int, high: int) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 
 from patchworks.engine import Engine, check_engine, choose_workers, kept_here
 from patchworks.geometry.tile_shape import TileShapeRule
+from patchworks.io.channels import ChannelChoice
 from patchworks.io.source import kind_of
 from patchworks.lazy import lazy_array
 from patchworks.plan import PathLike, RunOptions, plan_run
@@ -27,7 +28,7 @@ def tile_process(
     *,
     tile_shape: TileShapeRule | None = None,
     overlap: int | Sequence[int] | None = None,
-    channel: int | None = 0,
+    channel: ChannelChoice = 0,
     level: int = 0,
     use_gpu: bool = False,
     max_workers: int | None = None,
@@ -44,6 +45,9 @@ def tile_process(
     keep_stage: bool = False,
     stitch: str = "auto",
     connectivity: int = 1,
+    slice_wise: bool = False,
+    link_time: bool = False,
+    link_iou: float = 0.25,
     resume: bool = True,
     overwrite: bool = False,
 ) -> da.Array:
@@ -55,7 +59,8 @@ def tile_process(
     Parameters
     ----------
     image : path, URL, zarr.Array, dask.array.Array or numpy.ndarray
-        An OME-Zarr or plain zarr store, or an array, ``(z, y, x)`` or any 2 to 5 axes.
+        An OME-Zarr or plain zarr store, or an array, ``(z, y, x)`` or any 2 to 5 axes. Of an image
+        whose metadata name a time axis each time point is segmented by itself.
     fn : callable
         ``fn(tile) -> labels``: integers of the tile's shape, 0 for background. Called exactly once
         per tile; but where it runs out of memory (MemoryError, or what torch, cupy, TensorFlow and
@@ -70,8 +75,11 @@ def tile_process(
     overlap : int or sequence of int, optional
         Voxels read on each side of a core. None: 16, or as much as the tile allows; none on axes
         with one tile or with tiles one voxel thick.
-    channel, level : int
-        Channel and pyramid level of a store.
+    channel : int or sequence of int
+        Channel of a store. Several, such as ``[0, 2]``: tiles are ``(C, Z, Y, X)``, in that order,
+        and their labels ``(Z, Y, X)``.
+    level : int
+        Pyramid level of a store.
     use_gpu : bool
         The function uses a GPU: one tile at a time on each. Where several are visible, each has a
         worker process of its own for the run; a single one is used by this process. "auto" tiles
@@ -109,6 +117,13 @@ def tile_process(
         axes without overlap, where they touch. "touch": wherever they touch.
     connectivity : int
         For "touch": how many axes a step between touching voxels may change.
+    slice_wise : bool
+        Segment slice by slice: tiles are ``(Y, X)``. Within a slice they are joined as ever; then
+        objects of neighbouring slices are one where each is the other's best partner.
+    link_time : bool
+        Link the objects of neighbouring time points in the same way. False: no object is in two.
+    link_iou : float
+        The least intersection over union of two objects that are linked.
     resume : bool
         Go on from what an interrupted run of the same kind left; False starts over.
     overwrite : bool
@@ -157,6 +172,9 @@ def tile_process(
         stage_dir=stage_dir,
         stitch=stitch,
         connectivity=connectivity,
+        slice_wise=slice_wise,
+        link_time=link_time,
+        link_iou=link_iou,
         overwrite=overwrite,
     )
     check_engine(engine)

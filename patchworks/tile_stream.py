@@ -125,7 +125,7 @@ class TileWork:
         self.segmenter = segmenter
         self.stage = stage
         self.occupied = occupied
-        self.itemsize = reader.source.dtype.itemsize
+        self.itemsize = reader.source.voxel_bytes
         limit = limit or VoxelLimit()
         self.halving = Halving(segmenter, spec.cuts, spec.connectivity, limit, self.itemsize)
         tile_bytes = prod(spec.grid.tile_shape) * self.itemsize

@@ -54,7 +54,9 @@ REFUSED = {
     "a folder": ("folder", {}, MISSING, "not a zarr store"),
     "an unknown protocol": ("nosuch://x", {}, INPUT, "nosuch:// is no protocol"),
     "a group of two arrays": ("two.zarr", {}, INPUT, r"two\.zarr/a"),
-    "a time series": ("series.zarr", {}, INPUT, "2 time points"),
+    "tiles of several time points": (
+        "series.zarr", {"tile_shape": (2, 9, 9)}, INPUT, "give 1 there",
+    ),
     "a list": ([[1]], {}, INPUT, "type list"),
     "no voxels": (np.empty((0, 3)), {}, INPUT, r"shape \(0, 3\)"),
     "no axes": (np.array(1), {}, INPUT, r"shape \(\)"),

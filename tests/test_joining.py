@@ -1,11 +1,17 @@
 """Seams are judged with few records in memory, whatever the number of tiles."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from patchworks.io.record import TileRecord
 from patchworks.io.stage import Stage
-from patchworks.joining import Records
+from patchworks.joining import JOINED_PARTS, Records, load_joined, save_joined
+from patchworks.pipeline import join_tiles, relabel, segment_tiles
+from patchworks.plan import RunOptions, plan_run
+from patchworks.run_plan import open_stage
+from tests.stores import blobs, components
 
 N_TILES = 50
 
@@ -41,3 +47,33 @@ def test_what_was_used_last_is_read_once(stage, monkeypatch):
     for tile in (1, 2, 1, 3, 1, 2, 4, 1):
         assert records[tile].tile == tile
     assert read == [1, 2, 3, 4]
+
+
+def test_batches_that_are_written_and_read_say_what_one_says(tmp_path):
+    """Objects of slices that lie in tiles of several batches."""
+    image = blobs((6, 30, 30), seed=2)
+    options = RunOptions(
+        write_to=tmp_path / "o.zarr", tile_shape=(10, 10), overlap=3, slice_wise=True
+    )
+    plan = plan_run(image, components, options)
+    open_stage(plan)
+    tiles = range(plan.spec.grid.n_tiles)
+    segment_tiles(plan, tiles)
+    whole = relabel(plan, [join_tiles(plan, tiles)])
+    for first in range(0, len(tiles), 7):
+        batch = tiles[first : first + 7]
+        save_joined(plan.stage, f"{first}", join_tiles(plan, batch))
+    loaded = [load_joined(plan.stage, f"{first}") for first in range(0, len(tiles), 7)]
+    assert relabel(plan, loaded[::-1]).digest() == whole.digest()
+    assert 0 < whole.n_objects < relabel(replace(plan, spec=replace(
+        plan.spec, slice_axis=None)), loaded).n_objects  # fmt: skip
+
+
+def test_a_run_without_slices_writes_nothing_new(tmp_path):
+    options = RunOptions(write_to=tmp_path / "o.zarr", tile_shape=(3, 10, 10), overlap=0)
+    plan = plan_run(blobs((6, 30, 30)), components, options)
+    open_stage(plan)
+    segment_tiles(plan, range(18))
+    save_joined(plan.stage, "all", join_tiles(plan, range(18)))
+    names = sorted(path.name for path in plan.stage.root.glob("joined-*"))
+    assert names == [f"joined-all-{part}.npy" for part in sorted(JOINED_PARTS)]

@@ -136,11 +136,17 @@ class TileLayout:
         )
 
     def halo_of(self, axis: int, extent: int) -> int:
-        """Return the halo of a tile that extends so far: none if it is alone, or one thick."""
-        if extent == 1 or extent >= self.shape[axis]:
-            return 0
+        """Return the halo of a tile that extends so far: none if it is alone on the axis.
+
+        Nor where it is one voxel thick, unless a halo was given; that a number for all axes means
+        none there is not told apart.
+        """
         wanted = self.halo[axis]
-        return min(DEFAULT_OVERLAP, extent) if wanted is None else wanted
+        if not self.is_tiled[axis] or extent >= self.shape[axis]:
+            return 0
+        if wanted is None:
+            return min(DEFAULT_OVERLAP, extent) if extent > 1 else 0
+        return wanted
 
     def n_tiles(self, tile: tuple[int, ...]) -> int:
         """Return how many tiles cover the image."""

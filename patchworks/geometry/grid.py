@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise, product
 from math import prod
+from typing import Any
 
 from patchworks.errors import InputError
 from patchworks.geometry.box import Box
@@ -30,6 +31,23 @@ def ceil_div(total: int, part: int) -> int:
     return -(-total // part)
 
 
+def _place(index: int, dims: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the place of an index on a grid, in C order."""
+    position = []
+    for n in reversed(dims):
+        index, at = divmod(index, n)
+        position.append(at)
+    return tuple(reversed(position))
+
+
+def _index(position: Sequence[int], dims: tuple[int, ...]) -> int:
+    """Return the index of a place on a grid, in C order."""
+    index = 0
+    for at, n in zip(position, dims, strict=True):
+        index = index * n + at
+    return index
+
+
 @dataclass(frozen=True, slots=True)
 class Tile:
     """The unit of computation.
@@ -37,19 +55,22 @@ class Tile:
     Parameters
     ----------
     index : int
-        Position in C order over the grid; the tile's name everywhere.
+        Position in the order of the grid; the tile's name everywhere.
     position : tuple of int
         Position on the grid, per axis.
     core : Box
         The voxels the tile owns, in the image.
     read : Box
         The voxels the function sees: core plus halo, clipped to the image.
+    apart : tuple of int
+        Axes of one voxel that the function does not see.
     """
 
     index: int
     position: tuple[int, ...]
     core: Box
     read: Box
+    apart: tuple[int, ...] = ()
 
     @property
     def core_in_read(self) -> Box:
@@ -63,6 +84,10 @@ class Tile:
         upper = [r - c for c, r in zip(self.core.stop, self.read.stop, strict=True)]
         return tuple(zip(lower, upper, strict=True))
 
+    def seen(self, per_axis: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return the entries of the axes that the function sees, of one entry per axis."""
+        return tuple([entry for axis, entry in enumerate(per_axis) if axis not in self.apart])
+
 
 @dataclass(frozen=True)
 class TileGrid:
@@ -74,11 +99,18 @@ class TileGrid:
         Per axis the first voxel of every tile and, last, the extent of the image.
     halo : tuple of int
         Voxels read on each side of a core, per axis.
+    apart : tuple of int
+        Axes on which every tile is one voxel thick, and which the function does not see: time, or
+        the slices of a stack that are segmented one by one.
+    layer : tuple of int, optional
+        An axis, and how many tiles on it come one after the other before the axes after it go on:
+        those that read the same chunks. None for C order.
 
     Raises
     ------
     InputError
-        If an axis has no voxels, edges do not increase, or a halo is negative.
+        If an axis has no voxels, edges do not increase, a halo is negative, or tiles of an axis
+        that is apart are thicker than one voxel.
 
     Examples
     --------
@@ -87,10 +119,19 @@ class TileGrid:
     ((3, 1), 3)
     >>> grid[1].core, grid[1].read
     (Box(start=(4, 0), stop=(8, 8)), Box(start=(3, 0), stop=(9, 8)))
+
+    Slices of which two at a time lie in the same chunks:
+
+    >>> grid = TileGrid.regular((3, 8), (1, 4), halo=(0, 0))
+    >>> from dataclasses import replace
+    >>> [tile.position for tile in replace(grid, apart=(0,), layer=(0, 2))]
+    [(0, 0), (1, 0), (0, 1), (1, 1), (2, 0), (2, 1)]
     """
 
     edges: tuple[tuple[int, ...], ...]
     halo: tuple[int, ...]
+    apart: tuple[int, ...] = ()
+    layer: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if len(self.edges) != len(self.halo) or not self.edges:
@@ -101,6 +142,9 @@ class TileGrid:
                 raise InputError(f"axis {axis}: tile edges {edges[:6]} must increase from 0")
         if any(h < 0 for h in self.halo):
             raise InputError(f"halo {self.halo} must not be negative")
+        for axis in self.apart:
+            if self.halo[axis] or self.edges[axis] != tuple(range(len(self.edges[axis]))):
+                raise InputError(f"axis {axis}: tiles that are apart are one voxel thick")
 
     @classmethod
     def regular(
@@ -162,19 +206,39 @@ class TileGrid:
         return n_read
 
     def position(self, index: int) -> tuple[int, ...]:
-        """Return the place of tile `index` on the grid (C order)."""
-        position = []
-        for n in reversed(self.dims):
-            index, at = divmod(index, n)
-            position.append(at)
-        return tuple(reversed(position))
+        """Return the place of tile `index` on the grid."""
+        if self.layer is None:
+            return _place(index, self.dims)
+        axis, n_inner, depth = self._layers
+        n = self.dims[axis]
+        before, index = divmod(index, n * n_inner)
+        start = depth * (index // (depth * n_inner))
+        inner, step = divmod(index - start * n_inner, min(depth, n - start))
+        outer = _place(before, self.dims[:axis])
+        return (*outer, start + step, *_place(inner, self.dims[axis + 1 :]))
 
     def index(self, position: Sequence[int]) -> int:
-        """Return the index of the tile at `position` (C order)."""
-        index = 0
-        for at, n in zip(position, self.dims, strict=True):
-            index = index * n + at
-        return index
+        """Return the index of the tile at `position`."""
+        if self.layer is None:
+            return _index(position, self.dims)
+        axis, n_inner, depth = self._layers
+        n = self.dims[axis]
+        start = depth * (position[axis] // depth)
+        inner = _index(position[axis + 1 :], self.dims[axis + 1 :])
+        within = start * n_inner + inner * min(depth, n - start) + position[axis] - start
+        return _index(position[:axis], self.dims[:axis]) * n * n_inner + within
+
+    @property
+    def _layers(self) -> tuple[int, int, int]:
+        """The axis of the layers, the tiles on the axes after it, and the depth of a layer."""
+        axis, depth = self.layer or (0, 1)
+        return axis, prod(self.dims[axis + 1 :]), depth
+
+    def next_on(self, axis: int, index: int) -> int | None:
+        """Return the tile after tile `index` on an axis, or None at the end."""
+        position = list(self.position(index))
+        position[axis] += 1
+        return self.index(position) if position[axis] < self.dims[axis] else None
 
     def __getitem__(self, index: int) -> Tile:
         if not 0 <= index < self.n_tiles:
@@ -184,17 +248,18 @@ class TileGrid:
             tuple([e[p] for e, p in zip(self.edges, position, strict=True)]),
             tuple([e[p + 1] for e, p in zip(self.edges, position, strict=True)]),
         )
-        return Tile(index, position, core, core.grow(self.halo, Box.whole(self.shape)))
+        read = core.grow(self.halo, Box.whole(self.shape))
+        return Tile(index, position, core, read, self.apart)
 
     def overlapping(self, box: Box) -> Iterator[Tile]:
-        """Yield the tiles whose cores share voxels with `box`, in C order."""
+        """Yield the tiles whose cores share voxels with `box`."""
         inside = box.intersect(Box.whole(self.shape))
         if inside is None:
             return iter(())
         return (self[self.index(position)] for position in product(*self._spans(inside)))
 
     def readers_of(self, box: Box) -> Iterator[int]:
-        """Yield the indices of the tiles that read voxels of `box`, halo included, in C order.
+        """Yield the indices of the tiles that read voxels of `box`, halo included.
 
         Examples
         --------

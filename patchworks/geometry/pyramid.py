@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from math import prod
 
 from patchworks.geometry.box import Box
 from patchworks.geometry.grid import TileGrid, ceil_div
@@ -16,12 +17,28 @@ from patchworks.geometry.grid import TileGrid, ceil_div
 MIN_FUSED_CHUNK = 64
 """Smallest chunk extent, in voxels, for which a level is still written with level 0."""
 
+MAX_THIN_REGION = 2**25
+"""Voxels of a region that is made of tiles one voxel thick, unless one tile holds more."""
+
 
 def target_chunk(ndim: int) -> tuple[int, ...]:
     """Return the chunk extents to aim for: about 1 MB of 2-D and 16 MB of 3-D uint32 labels."""
     if ndim == 2:
         return (512, 512)
     return (1,) * (ndim - 3) + (64, 256, 256)
+
+
+def _target_apart(grid: TileGrid, time_axis: int | None) -> tuple[int, ...]:
+    """Return the chunk extents to aim for where tiles are one voxel thick on some axes.
+
+    A chunk holds one time point, and a region no more slices than fit in memory.
+    """
+    target = [*target_chunk(grid.ndim - (time_axis is not None))]
+    if time_axis is not None:
+        target.insert(time_axis, 1)
+    per_slice = prod([t for a, t in enumerate(grid.tile_shape) if a not in grid.apart])
+    most = max(1, MAX_THIN_REGION // per_slice)
+    return tuple([min(t, most) if a in grid.apart else t for a, t in enumerate(target)])
 
 
 @dataclass(frozen=True)
@@ -120,7 +137,9 @@ def level_shapes(
     return tuple(shapes)
 
 
-def plan_pyramid(grid: TileGrid, n_levels: int, downscale: int) -> PyramidPlan:
+def plan_pyramid(
+    grid: TileGrid, n_levels: int, downscale: int, time_axis: int | None = None
+) -> PyramidPlan:
     """Choose chunks and regions for a label image made of the tiles of `grid`.
 
     Parameters
@@ -131,6 +150,8 @@ def plan_pyramid(grid: TileGrid, n_levels: int, downscale: int) -> PyramidPlan:
         Levels asked for, level 0 included; fewer where y and x are down to one voxel before.
     downscale : int
         Factor in y and x from one level to the next.
+    time_axis : int, optional
+        An axis of which a chunk holds one voxel.
 
     Examples
     --------
@@ -142,9 +163,9 @@ def plan_pyramid(grid: TileGrid, n_levels: int, downscale: int) -> PyramidPlan:
     ndim = grid.ndim
     factor = (1,) * (ndim - 2) + (downscale, downscale)
     shapes = level_shapes(grid.shape, factor, n_levels)
+    targets = _target_apart(grid, time_axis) if grid.apart else target_chunk(ndim)
     axes = [
-        _chunk_and_region(edges, target)
-        for edges, target in zip(grid.edges, target_chunk(ndim), strict=True)
+        _chunk_and_region(edges, target) for edges, target in zip(grid.edges, targets, strict=True)
     ]
     chunk, region = tuple([c for c, _ in axes]), tuple([r for _, r in axes])
     chunks = fused_chunks(chunk, region, factor, shapes)

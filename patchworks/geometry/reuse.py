@@ -63,8 +63,11 @@ def chunk_reuse(grid: TileGrid, chunks: tuple[int, ...], max_kept: int) -> Chunk
     >>> round(chunk_reuse(grid, (32, 256, 256), 0).n_decoded / 256, 1)
     4.6
     """
-    spans = [_spans(grid, axis, chunks[axis]) for axis in range(grid.ndim)]
-    counts = [ceil_div(n, c) for n, c in zip(grid.shape, chunks, strict=True)]
+    # Slowest first. In layers of slices all that a chunk holds of an axis come one after the other.
+    order = [axis for axis in range(grid.ndim) if grid.layer is None or axis != grid.layer[0]]
+    order += [] if grid.layer is None else [grid.layer[0]]
+    spans = [_spans(grid, axis, chunks[axis]) for axis in order]
+    counts = [ceil_div(grid.shape[axis], chunks[axis]) for axis in order]
     most = [max(len(span) for span in axis) for axis in spans]
     n_decoded, n_waiting, left, waiting_below = float(prod(counts)), 0, max_kept, 0
     for axis in reversed(range(grid.ndim)):
@@ -78,7 +81,7 @@ def chunk_reuse(grid: TileGrid, chunks: tuple[int, ...], max_kept: int) -> Chunk
         kept = min(waiting, left)
         left -= kept
         n_waiting += kept
-        n_read = sum(map(len, spans[axis])) / counts[axis]
+        n_read = sum(map(len, spans[axis])) / counts[axis]  # tiles that read a chunk, on this axis
         n_decoded *= 1 + (1 - kept / waiting) * (n_read - 1)
     return ChunkReuse(prod(counts), n_decoded, n_waiting, prod(most))
 

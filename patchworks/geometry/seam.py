@@ -10,6 +10,8 @@ of the seam, as each of the two tiles saw them::
 A face without one is judged on the *facing planes*: p as tile a saw it, q as tile b saw it.
 Where several axes have no halo, tiles that meet only along an edge or in a corner have to be
 compared too: no tile in between has seen both sides.
+
+On an axis that is *apart* (time; slices that are segmented one by one) there are no seams.
 """
 
 from __future__ import annotations
@@ -92,9 +94,15 @@ class SeamPlan:
     slab: tuple[bool, ...]
     connectivity: int
 
+    @property
+    def _axes(self) -> list[int]:
+        """The axes that have seams."""
+        return [axis for axis in range(self.grid.ndim) if axis not in self.grid.apart]
+
     def planes(self, tile: Tile) -> Iterator[tuple[Plane, Box]]:
         """Yield every side of `tile` that has a neighbour, with its box in the image."""
-        for axis, n in enumerate(self.grid.dims):
+        for axis in self._axes:
+            n = self.grid.dims[axis]
             if tile.position[axis] > 0:
                 yield Plane(axis, "lower"), self._plane_box(tile, axis, "lower")
             if tile.position[axis] < n - 1:
@@ -122,9 +130,9 @@ class SeamPlan:
     def _steps(self) -> Iterator[tuple[int, ...]]:
         """Yield the steps to all neighbours that have to be compared, faces first."""
         ndim = self.grid.ndim
-        for axis in range(ndim):
+        for axis in self._axes:
             yield tuple([int(a == axis) for a in range(ndim)])
-        facing = [a for a in range(ndim) if not self.slab[a] and self.grid.dims[a] > 1]
+        facing = [a for a in self._axes if not self.slab[a] and self.grid.dims[a] > 1]
         for n_axes in range(2, self.connectivity + 1):
             for axes in combinations(facing, n_axes):
                 for signs in product((1, -1), repeat=n_axes - 1):

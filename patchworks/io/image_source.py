@@ -1,4 +1,4 @@
-"""The image of a run: one spatial array, wherever its voxels lie."""
+"""The image of a run: one spatial array, wherever its voxels lie. Several channels: `channels`."""
 
 from __future__ import annotations
 
@@ -72,6 +72,8 @@ class ImageSource:
         OME-NGFF version that goes with the group's zarr format.
     n_levels : int
         Levels of the group's image.
+    time_axis : int or None
+        Which of the kept axes is time, where the image says so and has several time points.
     """
 
     stored: StoredArray | HeldArray
@@ -84,6 +86,27 @@ class ImageSource:
     group: Location | None = None
     version: Version = "0.5"
     n_levels: int = 1
+    time_axis: int | None = None
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """Extents of the axes before the spatial ones in what is read: none, for one channel."""
+        return ()
+
+    @property
+    def channels(self) -> tuple[ImageSource, ...]:
+        """Each channel as an image of its own."""
+        return (self,)
+
+    @property
+    def n_decoded(self) -> int:
+        """How often chunks are decoded to read a box once."""
+        return 1
+
+    @property
+    def voxel_bytes(self) -> int:
+        """Bytes of a voxel, all its channels together."""
+        return self.dtype.itemsize * prod(self.lead)
 
     @functools.cached_property
     def chunk_reader(self) -> ChunkReader | None:

@@ -1,8 +1,9 @@
-"""What a user gives as an image → one spatial array of it."""
+"""What a user gives as an image → one spatial array of it, or several channels."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Literal
@@ -17,6 +18,7 @@ from zarr.errors import (
 )
 
 from patchworks.errors import InputError, SourceNotFoundError
+from patchworks.io.channels import ChannelChoice, several_channels, stack_channels
 from patchworks.io.image_source import HeldArray, ImageSource, StoredArray
 from patchworks.io.location import Location, ZarrArray
 from patchworks.io.ngff import (
@@ -43,7 +45,7 @@ NOT_ZARR = (
 """What zarr raises on something that is not a zarr store, or a broken one."""
 
 
-def source_of_array(array: np.ndarray, channel: int | None) -> ImageSource:
+def source_of_array(array: np.ndarray, channel: ChannelChoice) -> ImageSource:
     """Return the source for a NumPy array, every axis of which is spatial."""
     names = default_axis_names(array.ndim)
     check_channel(channel, None, "the array")
@@ -58,13 +60,15 @@ def source_of_array(array: np.ndarray, channel: int | None) -> ImageSource:
     )
 
 
-def source_of_zarr_array(array: ZarrArray, channel: int | None) -> ImageSource:
+def source_of_zarr_array(array: ZarrArray, channel: ChannelChoice) -> ImageSource:
     """Return the source for a zarr array; its dimension names, if any, tell the channel axis."""
     name = f"zarr array {array.path or array.store}"
     return _select(array, HeldArray(array), axes_of_array(array), None, channel, name)
 
 
-def open_source(image: str | os.PathLike[str], *, channel: int | None, level: int) -> ImageSource:
+def open_source(
+    image: str | os.PathLike[str], *, channel: ChannelChoice, level: int
+) -> ImageSource:
     """Open a level of an OME-Zarr image, or a plain zarr array, at a path or URL.
 
     Raises
@@ -187,9 +191,14 @@ def _check_level(level: object, n_levels: int, location: Location) -> None:
         )
 
 
-def check_channel(channel: int | None, n_channels: int | None, where: str) -> int:
+def check_channel(channel: object, n_channels: int | None, where: str) -> int:
     """Return the channel index to take, or raise InputError saying what there is."""
     if n_channels is None:
+        if isinstance(channel, (list, tuple, np.ndarray)):
+            raise InputError(
+                f"channel={channel!r}: {where} does not say which of its axes are channels; give "
+                f"an OME-Zarr image, or a zarr array with dimension names such as ('c', 'y', 'x')"
+            )
         if channel not in (None, 0):
             raise InputError(f"channel={channel!r}: {where} has no channel axis; leave it out")
         return 0
@@ -219,13 +228,16 @@ def _select(
     stored: StoredArray | HeldArray,
     axes: tuple[Axis, ...],
     placed: tuple[tuple[float, ...], tuple[float, ...]] | None,
-    channel: int | None,
+    channel: ChannelChoice,
     name: str,
 ) -> ImageSource:
-    """Return the spatial part of a stored array: one channel, one time point."""
-    pick = tuple([_pick(axis, n, channel, name) for axis, n in zip(axes, array.shape, strict=True)])
-    if all(axis.type != "channel" for axis in axes):
+    """Return the spatial part of a stored array, of one channel or several, and its time axis."""
+    kinds, several = [axis.type for axis in axes], several_channels(channel)
+    if "channel" not in kinds:
         check_channel(channel, None, name)
+    extents = zip(axes, array.shape, strict=True)
+    wanted = several or (channel,)
+    pick = tuple([_pick(axis, n, wanted, name) for axis, n in extents])
     kept = [i for i, p in enumerate(pick) if p is None]
     scale, translation = placed or ((1.0,) * array.ndim, (0.0,) * array.ndim)
     calibration = Calibration(
@@ -233,7 +245,7 @@ def _select(
         tuple([scale[i] for i in kept]),
         tuple([translation[i] for i in kept]),
     )
-    return ImageSource(
+    source = ImageSource(
         stored=stored,
         pick=pick,
         shape=tuple([array.shape[i] for i in kept]),
@@ -241,21 +253,19 @@ def _select(
         chunks=tuple([array.chunks[i] for i in kept]),
         calibration=calibration,
         name=name,
+        time_axis=next((place for place, i in enumerate(kept) if kinds[i] == "time"), None),
     )
+    if several is None:
+        return source
+    return stack_channels(source, kinds.index("channel"), several)
 
 
-def _pick(axis: Axis, extent: int, channel: int | None, name: str) -> int | None:
-    """Return the index taken on one axis, or None to keep it."""
+def _pick(axis: Axis, extent: int, channels: Sequence[object], name: str) -> int | None:
+    """Return the index taken on one axis (of several channels the first), or None to keep it."""
     if axis.type == "channel":
-        return check_channel(channel, extent, name)
-    if axis.type == "time":
-        if extent > 1:
-            raise InputError(
-                f"{name}: a time series of {extent} time points; segment one at a time, such as "
-                f"tile_process(load_ome_zarr(path, channel=0)[t], ...)"
-            )
-        return 0
-    return None
+        first, *_ = [check_channel(index, extent, name) for index in channels]
+        return first
+    return 0 if axis.type == "time" and extent == 1 else None
 
 
 Kind = Literal["numpy", "zarr", "dask", "path"]

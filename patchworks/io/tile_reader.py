@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import product
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -50,6 +51,13 @@ class _Block:
 
 
 _Blocks = dict[Position, _Block]
+
+
+def _part(voxels: np.ndarray, box: Box, whole: Box) -> np.ndarray:
+    """Return the voxels of a box, all channels, out of those of a larger one."""
+    index: Any = (..., *box.relative_to(whole.start).slices)
+    found: np.ndarray = voxels[index]
+    return found
 
 
 def decode_threads() -> int:
@@ -129,12 +137,12 @@ class TileReader:
     @cached_property
     def _grid(self) -> BlockGrid:
         """What is decoded at once: chunks, or several if they are tiny."""
-        block = block_shape(self._cell, self.grid.tile_shape, self.source.dtype.itemsize)
+        block = block_shape(self._cell, self.grid.tile_shape, self.source.voxel_bytes)
         return BlockGrid(self.grid.shape, block)
 
     @property
     def _block_bytes(self) -> int:
-        return prod(self._grid.block) * self.source.dtype.itemsize
+        return prod(self._grid.block) * self.source.voxel_bytes
 
     @cached_property
     def reuse(self) -> ChunkReuse:
@@ -172,7 +180,7 @@ class TileReader:
         Returns
         -------
         voxels : numpy.ndarray or None
-            Shape ``tile.read.shape``; the caller's own.
+            Shape ``tile.read.shape``, after that of the channels; the caller's own.
         n_bytes : int
             Bytes of the image's chunks, uncompressed; 0 if another tile had it all decoded.
         """
@@ -250,8 +258,7 @@ class TileReader:
             for position in self._grid.positions(part):
                 box = self._grid.box(position)
                 common = part.intersect(box)
-                inner = common.relative_to(box.start).slices if common else ()
-                if common and (held[position][inner] > above).any():
+                if common and (_part(held[position], common, box) > above).any():
                     return True, n_bytes
         return False, n_bytes
 
@@ -294,18 +301,20 @@ class TileReader:
 
         Memory that is new to the process has to be cleared by the operating system first.
         """
+        shape = (*self.source.lead, *shape)
         size = prod(shape)
         with self._lock:
             fitting = [i for i, memory in enumerate(self._spare) if memory.size >= size]
             memory = self._spare.pop(fitting[0]) if fitting else None
         if memory is None:
-            memory = np.empty(prod(self._largest_read), self.source.dtype)
+            memory = np.empty(self._largest_read, self.source.dtype)
         return memory[:size].reshape(shape)
 
     @cached_property
-    def _largest_read(self) -> tuple[int, ...]:
+    def _largest_read(self) -> int:
+        """Entries of the largest array that a tile reads."""
         sizes = zip(self.grid.tile_shape, self.grid.halo, self.grid.shape, strict=True)
-        return tuple([min(t + 2 * h, n) for t, h, n in sizes])
+        return prod(self.source.lead) * prod([min(t + 2 * h, n) for t, h, n in sizes])
 
     def give_back(self, voxels: np.ndarray) -> None:
         """Take the memory of what `read` returned, or leave it if it is other memory.
@@ -313,7 +322,7 @@ class TileReader:
         Nobody may use it any more.
         """
         memory = voxels.base
-        if isinstance(memory, np.ndarray) and memory.shape == (prod(self._largest_read),):
+        if isinstance(memory, np.ndarray) and memory.shape == (self._largest_read,):
             suits = memory.dtype == self.source.dtype and memory.flags.writeable
             with self._lock:
                 if suits and len(self._spare) < MAX_SPARE:
@@ -371,7 +380,7 @@ class TileReader:
             self._copy(found, box, tile, voxels)
         for position in product(*map(range, span.start, span.stop)):
             block, part = self._blocks[position], self._grid.box(position)
-            inside = found[part.relative_to(box.start).slices]
+            inside = _part(found, part, box)
             shared = len(block.readers - {tile.index}) > 0
             block.n_bytes = inside.nbytes if shared else 0
             is_whole = inside.base is None or inside.size == found.size
@@ -382,8 +391,7 @@ class TileReader:
         """Copy what a tile reads of a box."""
         common = tile.read.intersect(box)
         if common is not None:
-            target = voxels[common.relative_to(tile.read.start).slices]
-            target[...] = found[common.relative_to(box.start).slices]
+            _part(voxels, common, tile.read)[...] = _part(found, common, box)
 
     def _give_up(self, ours: _Blocks, error: BaseException) -> None:
         """Let those who wait for blocks that cannot be decoded fail as well."""
@@ -423,7 +431,7 @@ class TileReader:
         """Return the bytes of all chunks that hold voxels of a box."""
         array = self.source.stored.array
         if self.source.chunks is None or isinstance(array, np.ndarray):
-            return prod(box.shape) * self.source.dtype.itemsize
+            return prod(box.shape) * self.source.voxel_bytes
         n_chunks = prod(
             [
                 ceil_div(b, n) - a // n
@@ -431,4 +439,5 @@ class TileReader:
             ]
         )
         # With all of the array's axes: a chunk that holds several channels is decoded as a whole.
-        return int(n_chunks * prod(array.chunks) * self.source.dtype.itemsize)
+        chunk_bytes = prod(array.chunks) * self.source.dtype.itemsize
+        return int(n_chunks * chunk_bytes * self.source.n_decoded)

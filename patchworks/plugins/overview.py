@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from patchworks.errors import InputError
+from patchworks.io.channels import ChannelChoice
 from patchworks.io.image_source import ImageSource
 from patchworks.io.projection import (
     level_filling,
@@ -54,7 +55,7 @@ def overview_png(
     labels: str | os.PathLike[str],
     path: str | os.PathLike[str],
     *,
-    channel: int | None = 0,
+    channel: ChannelChoice = 0,
     level: int = 0,
     tile_shape: tuple[int, ...] | None = None,
     max_pixels: int = 1400,
@@ -69,8 +70,8 @@ def overview_png(
         The label image's group.
     path : path
         The PNG to write.
-    channel, level : int
-        Of the image, as it was segmented.
+    channel, level
+        Of the image, as it was segmented; of several channels the first is drawn.
     tile_shape : tuple of int, optional
         Also draw the seams of tiles of this shape, in voxels.
     max_pixels : int
@@ -99,7 +100,7 @@ def overview_picture(
     image: str | os.PathLike[str],
     labels: str | os.PathLike[str],
     *,
-    channel: int | None = 0,
+    channel: ChannelChoice = 0,
     level: int = 0,
     tile_shape: tuple[int, ...] | None = None,
     max_pixels: int = 1024,
@@ -116,8 +117,8 @@ def overview_picture(
         The image's store.
     labels : path or URL
         The label image's group.
-    channel, level : int
-        Of the image, as it was segmented.
+    channel, level
+        Of the image, as it was segmented; of several channels the first is drawn.
     tile_shape : tuple of int, optional
         Also draw the seams of tiles of this shape, in voxels.
     max_pixels : int
@@ -152,7 +153,11 @@ def overview_of(
     max_pixels: int = 1024,
     max_bytes: int | None = None,
 ) -> bytes:
-    """Return the picture that `overview_picture` does, of an image that is open already."""
+    """Return the picture that `overview_picture` does, of an image that is open already.
+
+    Of several channels the first is drawn.
+    """
+    source = source.channels[0]
     full = _labels_at(labels, 0)
     if full.shape != source.shape:
         raise InputError(f"{labels}: shape {full.shape}; the image has {source.shape}")

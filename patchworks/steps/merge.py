@@ -65,6 +65,18 @@ class Relabeling:
         table[0] = 0
         return table.astype(self.dtype)
 
+    def labels_of(self, tile: np.ndarray, local: np.ndarray) -> np.ndarray:
+        """Return the global labels of local labels > 0 of tiles, int64."""
+        n_tiles = len(self.n_labels)
+        absorbed = np.repeat(np.arange(n_tiles), np.diff(self.first)) << 32 | self.local
+        wanted = tile << 32 | local
+        place = np.searchsorted(absorbed, wanted)
+        found: np.ndarray = self.base[tile] + local - (place - self.first[tile])
+        met = np.flatnonzero(place < len(absorbed))
+        met = met[absorbed[place[met]] == wanted[met]]
+        found[met] = self.target[place[met]]
+        return found
+
     def digest(self) -> str:
         """Return what stands for this very numbering."""
         return digest(*[np.asarray(getattr(self, name)) for name in ARRAYS])

@@ -1,4 +1,7 @@
-"""Tile of the image → its voxels → labels of the tile, as the function gives them, checked."""
+"""Tile of the image → its voxels → labels of the tile, as the function gives them, checked.
+
+Axes that are apart (time, slices) are left out here for the function, and put back after it.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,8 @@ def segment_tile(voxels: np.ndarray, tile: Tile, segmenter: Segmenter) -> np.nda
     Parameters
     ----------
     voxels : numpy.ndarray
-        What the tile reads, halo included; the function may work in it.
+        What the tile reads, halo included, after the axis of several channels if there is one; the
+        function may work in it.
     tile : Tile
         The tile.
     segmenter : callable
@@ -80,19 +84,26 @@ def segment_tile(voxels: np.ndarray, tile: Tile, segmenter: Segmenter) -> np.nda
         If the function raises, or returns anything but one label per voxel.
     """
     segment_view = getattr(segmenter, "segment_view", None)
+    if tile.apart:
+        lead = voxels.shape[: voxels.ndim - tile.read.ndim]
+        voxels = voxels.reshape(lead + tile.seen(tile.read.shape))
     try:
-        labels = segmenter(voxels) if segment_view is None else segment_view(voxels, tile.margins)
+        if segment_view is None:
+            labels = segmenter(voxels)
+        else:
+            labels = segment_view(voxels, tile.seen(tile.margins))
     except Exception as error:
         failure = SegmenterError(
             f"{_where(tile, segmenter)} raised {type(error).__name__}: {error}"
         )
         failure.heals = may_heal(error)
         raise failure from error
-    return check_labels(labels, tile, segmenter)
+    found = check_labels(labels, tile, segmenter)
+    return found.reshape(tile.read.shape) if tile.apart else found
 
 
 def check_labels(labels: object, tile: Tile, segmenter: Segmenter) -> np.ndarray:
-    """Return `labels` as an array of integers of the shape read, or raise SegmenterError."""
+    """Return `labels` as an array of integers of the shape seen, or raise SegmenterError."""
     where = f"{_where(tile, segmenter)} returned"
     if labels is None:
         raise SegmenterError(f"{where} None; return the labels (is a `return` missing?)")
@@ -103,10 +114,10 @@ def check_labels(labels: object, tile: Tile, segmenter: Segmenter) -> np.ndarray
             f"{where} a {type(labels).__name__} that is no array ({error}); return one label per "
             f"voxel"
         ) from error
-    if found.shape != tile.read.shape:
+    seen = tile.seen(tile.read.shape)
+    if found.shape != seen:
         raise SegmenterError(
-            f"{where} shape {found.shape} for a tile of {tile.read.shape}; return one label per "
-            f"voxel"
+            f"{where} shape {found.shape} for a tile of {seen}; return one label per voxel"
         )
     if found.dtype.kind == "b":
         raise SegmenterError(

@@ -2,15 +2,19 @@
 
 import importlib
 
+import numpy as np
 import pytest
 from prefect.exceptions import ParameterTypeError, SignatureMismatchError
 from prefect.utilities.callables import parameter_schema
 
+from flows.cluster import ClusterSpec
 from flows.parameters import Run, Selection, Tiles, checked, shown, split_keywords
+from flows.segment_image import plan_segmentation
 from flows.segmenter_choice import Imported, Registered, Threshold, as_shown, segmenter_of
 from patchworks.errors import InputError
 from patchworks.segmenters import Threshold as ThresholdSegmenter
 from patchworks.segmenters import threshold
+from tests.stores import components, ome_zarr
 
 FLOWS = {
     "convert_image": ("source", "target"),
@@ -137,3 +141,15 @@ def test_live_values_are_shown_by_their_names(tmp_path):
         "b": [1, 2],
         "c": "threshold",
     }
+
+
+@pytest.mark.parametrize("channel", [1, [1], [1, 0]])
+def test_an_image_of_several_channels_is_planned_with_those_that_are_chosen(tmp_path, channel):
+    store = ome_zarr(tmp_path / "i.zarr", [np.zeros((2, 8, 9), "uint8")], axes="cyx")
+    selection = checked(Selection, {"channel": channel})
+    job = plan_segmentation(
+        store, components, {"selection": dict(selection)}, cluster=ClusterSpec()
+    )
+    source = job.plan.source
+    assert [channel.pick[0] for channel in source.channels] == np.ravel(channel).tolist()
+    assert (source.shape, source.lead) == ((8, 9), np.shape(channel))

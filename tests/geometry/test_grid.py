@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -146,3 +148,24 @@ def test_a_grid_that_is_none_is_refused_with_what_was_given(edges, halo, named):
     with pytest.raises(InputError) as refused:
         TileGrid(edges, halo)
     assert named in str(refused.value)
+
+
+@laws
+@given(st.data())
+def test_in_layers_every_tile_has_its_place_and_layers_come_one_after_the_other(data):
+    plain = data.draw(grids(max_halo=0))
+    axis, depth = data.draw(st.integers(0, plain.ndim - 1)), data.draw(st.integers(1, 4))
+    grid = replace(plain, layer=(axis, depth))
+    places = [tile.position for tile in grid]
+    assert sorted(places) == [tile.position for tile in plain]
+    assert [grid.index(place) for place in places] == list(range(grid.n_tiles))
+    after = [(*p[:axis], p[axis] // depth, *p[axis + 1 :], p[axis]) for p in places]
+    assert after == sorted(after)
+
+
+def test_tiles_that_are_apart_are_one_voxel_thick():
+    TileGrid(((0, 1, 2), (0, 4)), (0, 1), apart=(0,))
+    with pytest.raises(InputError, match="one voxel thick"):
+        TileGrid(((0, 2), (0, 4)), (0, 1), apart=(0,))
+    with pytest.raises(InputError, match="one voxel thick"):
+        TileGrid(((0, 1, 2), (0, 4)), (1, 1), apart=(0,))

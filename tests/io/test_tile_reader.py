@@ -241,6 +241,21 @@ def test_threads_that_evict_each_others_blocks_read_what_is_there(voxels, tmp_pa
         list(pool.map(read, list(range(grid.n_tiles)) * 10))
 
 
+@pytest.mark.parametrize("layer, n_decoded", [((0, 4), 1), (None, 4)])
+def test_slices_that_lie_in_the_same_chunks_are_read_one_after_the_other(
+    layer, n_decoded, tmp_path
+):
+    """Chunks of 4 slices, of which 24 are kept: one after the other, each is decoded once."""
+    voxels = np.random.default_rng(0).integers(0, 99, (8, 96, 96), "uint8")
+    array = zarr.create_array(tmp_path / "image.zarr", data=voxels, chunks=(4, 16, 16))
+    grid = TileGrid.regular(voxels.shape, (1, 16, 16), (0, 2, 2))
+    grid = TileGrid(grid.edges, grid.halo, apart=(0,), layer=layer)
+    source = open_source(tmp_path / "image.zarr", channel=0, level=0)
+    reader = TileReader(source, grid, kept_bytes=24 * prod(array.chunks))
+    n_bytes = sum(reader.read(tile)[1] for tile in grid)
+    assert n_bytes == voxels.nbytes if n_decoded == 1 else n_bytes > n_decoded * voxels.nbytes
+
+
 @pytest.mark.parametrize("told, most", [("1", 1), ("2", 2), ("0", 8), ("", 8), ("4,2", 8)])
 def test_a_worker_decodes_with_its_share_of_the_cores(monkeypatch, told, most):
     monkeypatch.setenv("OMP_NUM_THREADS", told)

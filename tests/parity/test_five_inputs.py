@@ -96,6 +96,29 @@ def test_an_array(tmp_path, cluster, kind):
     check(tmp_path / "b.zarr", tmp_path / "a.zarr")
 
 
+def brighter(tile: np.ndarray) -> np.ndarray:
+    return ndimage.label((tile[0] > 1100) & (tile[0] >= tile[1]))[0]
+
+
+def test_channels_of_slices_of_a_series(tmp_path, cluster):
+    """In the memory of this process: workers read a copy of it, all axes, in the stage."""
+    part = IMAGE[:4]
+    image = zarr.create_array(
+        zarr.storage.MemoryStore(),
+        data=np.stack([part, part[::-1], part, part + 9]).reshape(2, 2, *part.shape),
+        chunks=(1, 1, 7, 40, 30),
+        dimension_names=["t", "c", "z", "y", "x"],
+    )
+    run = {"tile_shape": (60, 48), "overlap": 8, "channel": [1, 0], "slice_wise": True}
+    run |= {"link_time": True, "link_iou": 0.3, "skip_empty": True, "empty_threshold": 1100}
+    tile_process(image, brighter, write_to=tmp_path / "a.zarr", progress=False, **run)
+    report = segment_image(image, segmenter=brighter, write_to=tmp_path / "b.zarr",
+                           cluster=cluster, **run)  # fmt: skip
+    assert report.n_tiles == 2 * 4 * 4
+    assert min(report.n_empty, report.n_objects) > 0
+    check(tmp_path / "b.zarr", tmp_path / "a.zarr")
+
+
 @pytest.mark.parametrize("way", ["segment_image", "process_image"])
 def test_a_file(tmp_path, cluster, way):
     source = tmp_path / "scan.tif"
