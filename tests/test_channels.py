@@ -274,6 +274,7 @@ def test_it_is_refused_before_any_work(case, tmp_path):
 @pytest.mark.parametrize(
     "image",
     [IMAGE, da.from_array(IMAGE), zarr.create_array(zarr.storage.MemoryStore(), data=IMAGE)],
+    ids=["NumPy", "Dask", "zarr"],
 )
 def test_an_array_that_does_not_name_its_channels_is_refused_with_the_way(image):
     with pytest.raises(InputError, match="dimension names such as"):
