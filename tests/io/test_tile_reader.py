@@ -241,7 +241,7 @@ def test_threads_that_evict_each_others_blocks_read_what_is_there(voxels, tmp_pa
         list(pool.map(read, list(range(grid.n_tiles)) * 10))
 
 
-@pytest.mark.parametrize("layer, n_decoded", [((0, 4), 1), (None, 4)])
+@pytest.mark.parametrize("layer, n_decoded", [((0, 4), 1), (None, 2)])
 def test_slices_that_lie_in_the_same_chunks_are_read_one_after_the_other(
     layer, n_decoded, tmp_path
 ):
