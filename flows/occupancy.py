@@ -15,7 +15,7 @@ from flows import tasks
 from flows.batches import ESTIMATE_RUNS, Work, batches_of
 from flows.caching import StageOf, kept_in
 from flows.task_runs import Call, TaskRuns
-from patchworks import pipeline
+from patchworks import occupancy, pipeline
 from patchworks.emptiness import Emptiness, is_staged, knows_empty
 from patchworks.pipeline import RunPlan
 
@@ -25,7 +25,7 @@ def find_occupied(stage: StageOf, runs: TaskRuns) -> int:
     plan = pipeline.load_plan(stage.root)
     kept = kept_in(stage, is_done=True)
     threshold = runs.one(tasks.choose_threshold, {"stage": stage}, **kept)
-    known = pipeline.known_emptiness(plan)
+    known = occupancy.known_emptiness(plan)
     was_known = known is not None and known.maxima.is_complete
     if known is not None:
         if plan.spec.empty_threshold is None:
@@ -51,7 +51,7 @@ def _map_maxima(plan: RunPlan, known: Emptiness, stage: StageOf, runs: TaskRuns)
         arguments = {"stage": stage, "batch": batch}
         calls.append(Call(task=tasks.map_maxima, arguments=arguments, options=options))
     runs.each(calls)
-    pipeline.gather_maxima(plan, known)
+    occupancy.gather_maxima(plan, known)
 
 
 def _estimate(plan: RunPlan, threshold: float, stage: StageOf, runs: TaskRuns) -> np.ndarray:
@@ -68,7 +68,7 @@ def _estimate(plan: RunPlan, threshold: float, stage: StageOf, runs: TaskRuns) -
             for batch in batches
         ]
     )
-    return pipeline.save_occupancy(
+    return occupancy.save_occupancy(
         plan,
         [
             list(zip(batch.indices, signal, strict=True))

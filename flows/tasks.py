@@ -17,7 +17,7 @@ from prefect import task
 from flows.batches import MAX_FAILURES, Batch
 from flows.caching import CACHED, UNCACHED, StageOf
 from flows.retries import retrying
-from patchworks import joining, pipeline
+from patchworks import joining, occupancy, pipeline
 from patchworks.conversion import pyramid, regions
 from patchworks.conversion.plan import ConversionPlan
 from patchworks.conversion.pyramid import PyramidAddition
@@ -162,7 +162,7 @@ def set_up_stage(opaque: Opaque[RunPlan]) -> StageOf:
 def choose_threshold(stage: StageOf) -> float:
     """Return the intensity above which a voxel is signal."""
     with portably():
-        return pipeline.sample_threshold(pipeline.load_plan(stage.root))
+        return occupancy.sample_threshold(pipeline.load_plan(stage.root))
 
 
 @task(
@@ -175,7 +175,7 @@ def choose_threshold(stage: StageOf) -> float:
 def map_maxima(stage: StageOf, batch: Batch) -> int:
     """Read parts of the image for the largest voxel of each small box; returns how many voxels."""
     with portably():
-        return pipeline.map_maxima(pipeline.load_plan(stage.root), batch.indices)
+        return occupancy.map_maxima(pipeline.load_plan(stage.root), batch.indices)
 
 
 @task(
@@ -189,7 +189,7 @@ def estimate_empty_tiles(stage: StageOf, threshold: float, batch: Batch) -> list
     """Return for each tile whether it reads any voxel above the threshold."""
     with portably():
         plan = pipeline.load_plan(stage.root)
-        return [bool(x) for _, x in pipeline.find_occupied(plan, threshold, batch.indices)]
+        return [bool(x) for _, x in occupancy.find_occupied(plan, threshold, batch.indices)]
 
 
 @task(

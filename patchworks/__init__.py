@@ -8,8 +8,9 @@ from patchworks.estimate_empty_tiles import estimate_empty_tiles
 from patchworks.execution.cluster import make_local_cluster
 from patchworks.lazy import load_ome_zarr
 from patchworks.merge_tile_labels import merge_tile_labels
-from patchworks.proposal import RunProposal, plan_run
+from patchworks.proposal import plan_run
 from patchworks.relabel_sequential import relabel_sequential_array, relabel_sequential_zarr
+from patchworks.run_proposal import RunProposal
 from patchworks.tile_process import tile_process
 
 __all__ = [

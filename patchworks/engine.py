@@ -30,6 +30,7 @@ from patchworks.lazy import make_readable
 from patchworks.memory import PROCESS_BYTES, SHARE
 from patchworks.pipeline import RunPlan
 from patchworks.plan import check_reachable
+from patchworks.run import whole_number
 from patchworks.tile_stream import TileOutcome
 
 logger = logging.getLogger("patchworks")
@@ -54,12 +55,6 @@ class OnGpus:
     """
 
     names: tuple[str, ...]
-
-
-def check_engine(engine: object) -> None:
-    """Raise InputError if there is no such engine."""
-    if engine not in ENGINES:
-        raise InputError(f"engine={engine!r}: expected one of {ENGINES}")
 
 
 @dataclass(frozen=True)
@@ -103,9 +98,15 @@ def choose_workers(max_workers: int | None, engine: Engine, *, use_gpu: bool) ->
 
     Raises
     ------
+    InputError
+        If there is no such engine, or a number of workers is none.
     ClientError, MissingExtraError
         If a GPU is asked for and there is none.
     """
+    if engine not in ENGINES:
+        raise InputError(f"engine={engine!r}: expected one of {ENGINES}")
+    if max_workers is not None:
+        max_workers = whole_number("max_workers", max_workers, 1, 2**16)
     client = active_client()
     if client is not None:
         gpus = gpus_of_workers(client) if use_gpu else []

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import ceil, prod
 from typing import Any
 
-from patchworks import pipeline
+from patchworks import occupancy
 from patchworks import plan as plans
 from patchworks.auto_tile_shape import GPU_SHARE, gpu_limits, is_auto, layout_of, tile_budget
 from patchworks.emptiness import Emptiness
-from patchworks.engine import Engine, Workers, check_engine, choose_workers
+from patchworks.engine import Engine, Workers, choose_workers
 from patchworks.errors import InputError
 from patchworks.execution.gpus import visible_gpus
 from patchworks.execution.machine import Memory, available_cores
@@ -28,131 +28,16 @@ from patchworks.memory import fitted, memory_need
 from patchworks.pipeline import RunPlan, prepare_segmenter
 from patchworks.plan import PathLike, RunOptions
 from patchworks.probe import GROWTH, Probe, probe_function
-from patchworks.proposal_text import described
-from patchworks.run import finite_number, whole_number
+from patchworks.run import finite_number
+from patchworks.run_proposal import RunProposal
 from patchworks.segmenters import Segmenter
 from patchworks.temporary import temporary_store
-
-BATCH_S = 12.0
-"""Seconds that a batch of tiles lasts in a flow: short enough to be done again, long enough to be
-worth a task run."""
 
 PART_VOXELS = 2**23
 """Voxels of the part of an image on which overlaps are tried, at most."""
 
 LOOKED_AT = 64
 """Tiles in which it is looked for signal, to tell how many have some."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunProposal:
-    """What a run will do and cost; printing it says it all.
-
-    Parameters
-    ----------
-    plan : RunPlan
-        The run, with the tiles that are proposed.
-    workers : Workers
-        What would call the function.
-    probe : Probe, optional
-        What calls of the function took; without it, its memory is assumed and its time unknown.
-    halo : HaloChoice, optional
-        What overlaps did, if they were tried.
-    reason : str
-        Why the tiles are not larger; empty where their shape was given.
-    n_occupied : int
-        Tiles with signal, of those that are segmented.
-    is_counted : bool
-        Whether that is a count; else it is an estimate from some of the tiles.
-    projected_bytes, available_bytes : int
-        Memory of each process at its peak, and what is there for it.
-    """
-
-    plan: RunPlan
-    workers: Workers
-    probe: Probe | None
-    halo: HaloChoice | None
-    reason: str
-    n_occupied: int
-    is_counted: bool
-    projected_bytes: int
-    available_bytes: int
-
-    @property
-    def tile_shape(self) -> tuple[int, ...]:
-        """Core of a tile, in voxels: for ``tile_shape=``."""
-        return self.plan.spec.grid.tile_shape
-
-    @property
-    def overlap(self) -> tuple[int, ...]:
-        """Voxels of halo on each axis: for ``overlap=``."""
-        return self.plan.spec.grid.halo
-
-    @property
-    def n_tiles(self) -> int:
-        """Tiles of the image."""
-        return self.plan.spec.grid.n_tiles
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of the image's voxels, uncompressed."""
-        return prod(self.plan.source.shape) * self.plan.source.voxel_bytes
-
-    @property
-    def read_amplification(self) -> float:
-        """How often each voxel is decoded, about."""
-        return self.plan.reader.read_amplification
-
-    @property
-    def function_s(self) -> float | None:
-        """Seconds in the function, summed over all calls."""
-        if self.probe is None:
-            return None
-        return self._n_read_voxels * self.probe.mean("seconds")
-
-    @property
-    def seconds(self) -> float | None:
-        """Seconds of the whole run, about: segmenting, and writing the labels."""
-        if self.probe is None or self.function_s is None:
-            return None
-        n_cores = available_cores()
-        n_voxels = prod(self.plan.spec.grid.shape)
-        read_s = self.read_amplification * n_voxels * self.probe.mean("read_s", per="n_decoded")
-        store_s = n_voxels * self.probe.mean("store_s")
-        n_workers = min(self.workers.place.n_workers, self.n_tiles)
-        segmenting = max(
-            self.function_s / n_workers, (self.function_s + read_s + store_s) / n_cores
-        )
-        return segmenting + self._per_level * store_s / n_cores
-
-    @property
-    def result_bytes(self) -> int | None:
-        """Bytes of the label image with all of its levels, about."""
-        if self.probe is None:
-            return None
-        per_voxel = self.probe.mean("stored_bytes")
-        return int(self._per_level * per_voxel * prod(self.plan.spec.grid.shape))
-
-    @property
-    def tiles_per_batch(self) -> int | None:
-        """Tiles of a batch that lasts some seconds, about as the flow makes them."""
-        if self.function_s is None or not self.n_occupied:
-            return None
-        a_tile = max(self.function_s / self.n_occupied, 1e-6)
-        return max(1, min(self.n_tiles, round(BATCH_S / a_tile)))
-
-    @property
-    def _n_read_voxels(self) -> float:
-        return self.plan.spec.grid.n_read_voxels * self.n_occupied / self.n_tiles
-
-    @property
-    def _per_level(self) -> float:
-        """All levels' voxels, per voxel of level 0."""
-        spec = self.plan.spec
-        return float(sum(spec.pyramid_downscale ** (-2.0 * i) for i in range(spec.pyramid_levels)))
-
-    def __str__(self) -> str:
-        return described(self)
 
 
 def plan_run(
@@ -205,12 +90,9 @@ def plan_run(
     >>> plan_run(image, threshold(100), tile_shape=(128, 128), overlap=8).n_tiles
     4
     """
-    check_engine(engine)
     seconds = finite_number("probe_seconds", probe_seconds)
     if seconds is None or seconds <= 0:
         raise InputError(f"probe_seconds={probe_seconds!r}: expected a number above 0")
-    if max_workers is not None:
-        max_workers = whole_number("max_workers", max_workers, 1, 2**16)
     workers = choose_workers(max_workers, engine, use_gpu=use_gpu)
     is_stored = write_to is not None or kind_of(image) == "path"
     asked = RunOptions(
@@ -394,7 +276,7 @@ def _count_occupied(plan: RunPlan) -> tuple[int, bool]:
         return grid.n_tiles, True
     emptiness = Emptiness.of(plan.source)
     if emptiness is None:
-        threshold = pipeline.sample_threshold(plan)
+        threshold = occupancy.sample_threshold(plan)
     else:
         threshold = emptiness.choose_threshold(plan.spec.empty_threshold)
     reader = TileReader(plan.source, grid, 0, None if emptiness is None else emptiness.maxima)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from patchworks.geometry.grid import ceil_div
 
 if TYPE_CHECKING:
-    from patchworks.proposal import RunProposal
+    from patchworks.run_proposal import RunProposal
 
 WIDTH = 12
 

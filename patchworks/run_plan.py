@@ -10,7 +10,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any, TypeVar
 
-from patchworks import pipeline
+from patchworks import occupancy, pipeline
 from patchworks.emptiness import Emptiness
 from patchworks.engine import Engine, OnGpus, segmented
 from patchworks.errors import PatchworksError, TargetInUseError, TargetNotWritableError
@@ -234,9 +234,9 @@ class _Steps:
 
     def _find_signal(self, plan: RunPlan) -> RunPlan:
         """Choose what is signal; see what is known of where it is."""
-        self.emptiness = pipeline.known_emptiness(plan)
+        self.emptiness = occupancy.known_emptiness(plan)
         if self.emptiness is None:
-            return with_threshold(plan, pipeline.sample_threshold(plan))
+            return with_threshold(plan, occupancy.sample_threshold(plan))
         return with_threshold(plan, self.emptiness.choose_threshold(plan.spec.empty_threshold))
 
     def _needs_pass(self, known: Emptiness) -> bool:
@@ -251,13 +251,13 @@ class _Steps:
         units = range(known.units.n_tiles)
         look: Callable[[Batch], int]
         if self.others.crosses_processes:
-            look = self._of_plan(pipeline.map_maxima)
+            look = self._of_plan(occupancy.map_maxima)
             batches = batched(units, 4 * self.others.n_workers)
         else:
             look, batches = known.look_at, batched(units, self.others.max_batches)
         for _ in self.others.map(look, batches):
             pass
-        pipeline.gather_maxima(self.plan, known)
+        occupancy.gather_maxima(self.plan, known)
         self.plan = replace(self.plan)  # with a reader that knows it
 
     def segment(self) -> None:
@@ -272,7 +272,7 @@ class _Steps:
                     self.report.count(outcomes)
             finally:
                 if self.emptiness is not None and not self.emptiness.maxima.is_complete:
-                    pipeline.stage_learned(self.plan, self.emptiness)
+                    occupancy.stage_learned(self.plan, self.emptiness)
             if self.emptiness is not None:
                 self.emptiness.keep()
             self.plan.reader.clear()

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from patchworks.engine import Engine, check_engine, choose_workers, kept_here
+from patchworks.engine import Engine, choose_workers, kept_here
 from patchworks.geometry.tile_shape import TileShapeRule
 from patchworks.io.channels import ChannelChoice
 from patchworks.io.source import kind_of
 from patchworks.lazy import lazy_array
 from patchworks.plan import PathLike, RunOptions, plan_run
-from patchworks.run import whole_number
 from patchworks.run_plan import run_plan
 from patchworks.temporary import temporary_store
 
@@ -157,6 +155,7 @@ def tile_process(
     ((64, 64), 1)
     """
     stored = write_to is not None or kind_of(image) == "path"
+    workers = choose_workers(max_workers, engine, use_gpu=use_gpu)
     options = RunOptions(
         tile_shape=tile_shape,
         overlap=overlap,
@@ -176,19 +175,10 @@ def tile_process(
         link_time=link_time,
         link_iou=link_iou,
         overwrite=overwrite,
+        place=workers.place,
     )
-    check_engine(engine)
-    if max_workers is not None:
-        max_workers = whole_number("max_workers", max_workers, 1, 2**16)
-    workers = choose_workers(max_workers, engine, use_gpu=use_gpu)
-    plan = plan_run(image, fn, replace(options, place=workers.place))
+    plan = plan_run(image, fn, options)
     workers = kept_here(workers, plan)
-    run_plan(
-        plan,
-        workers.executor,
-        progress=progress,
-        keep_stage=keep_stage,
-        resume=resume,
-        engine=workers.engine,
-    )
+    kept = {"keep_stage": keep_stage, "resume": resume}
+    run_plan(plan, workers.executor, progress=progress, engine=workers.engine, **kept)
     return lazy_array(plan.target.location, "0")

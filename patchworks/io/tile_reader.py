@@ -8,7 +8,6 @@ that is spent, what is needed latest is dropped first (Belady 1966: no other rul
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,21 +23,17 @@ import numpy as np
 from patchworks.geometry.blocks import BlockGrid, Position, block_shape, boxes_of
 from patchworks.geometry.box import Box
 from patchworks.geometry.grid import Tile, TileGrid, ceil_div
-from patchworks.geometry.reuse import ChunkReuse, chunk_reuse
+from patchworks.io.decode_threads import decode_threads
 from patchworks.io.image_source import ImageSource
 from patchworks.io.maximum_map import MaximumMap, largest_of
+from patchworks.io.read_cost import ReadCost, held_cost, read_cost
+from patchworks.io.spare_memory import SpareMemory
 
 KEPT_BYTES = 2**29
 """Decoded bytes kept for tiles that are still to be read."""
 
 SIDE_BY_SIDE_BYTES = 2**23
 """Blocks of a tile that together hold as much are decoded by several threads."""
-
-MOST_THREADS = 8
-"""Threads that decode a tile at most."""
-
-MAX_SPARE = 4
-"""Arrays of tiles' voxels that are kept to be used again."""
 
 
 @dataclass(slots=True)
@@ -58,16 +53,6 @@ def _part(voxels: np.ndarray, box: Box, whole: Box) -> np.ndarray:
     index: Any = (..., *box.relative_to(whole.start).slices)
     found: np.ndarray = voxels[index]
     return found
-
-
-def decode_threads() -> int:
-    """Return how many threads decode a tile: all cores, or this process's share of them.
-
-    Worker processes are told theirs by OMP_NUM_THREADS, by Dask and by `ProcessExecutor`.
-    """
-    share = os.environ.get("OMP_NUM_THREADS", "")
-    n_threads = int(share) if share.isdigit() and int(share) else MOST_THREADS
-    return min(n_threads, MOST_THREADS, os.cpu_count() or 1)
 
 
 class TileReader:
@@ -104,7 +89,6 @@ class TileReader:
         self._reading: set[int] = set()
         self._turn = threading.Lock()
         self._n_threads = decode_threads()
-        self._spare: list[np.ndarray] = []
 
     @cached_property
     def shares_blocks(self) -> bool:
@@ -145,27 +129,12 @@ class TileReader:
         return prod(self._grid.block) * self.source.voxel_bytes
 
     @cached_property
-    def reuse(self) -> ChunkReuse:
-        """How often blocks of chunks are decoded when all tiles are read, and how many are kept."""
-        max_kept = self.kept_bytes // self._block_bytes if self.shares_blocks else 0
-        return chunk_reuse(self.grid, self._grid.block, max_kept)
-
-    @property
-    def most_kept_bytes(self) -> int:
-        """Decoded bytes that are kept at a time, at most."""
-        return self.reuse.n_waiting * self._block_bytes
-
-    @property
-    def most_decoded_bytes(self) -> int:
-        """Decoded bytes of a tile before it is put together, beside what is kept."""
-        return self.reuse.n_per_tile * self._block_bytes if self.shares_blocks else 0
-
-    @property
-    def read_amplification(self) -> float:
-        """Voxels decoded per voxel of the image when all tiles are read, about."""
+    def cost(self) -> ReadCost:
+        """What reading all tiles takes."""
         if self.source.chunks is None or isinstance(self.source.stored.array, np.ndarray):
-            return self.grid.n_read_voxels / prod(self.grid.shape)
-        return self.reuse.n_decoded / self.reuse.n_chunks
+            return held_cost(self.grid)
+        max_kept = self.kept_bytes if self.shares_blocks else 0
+        return read_cost(self.grid, self._grid.block, self._block_bytes, max_kept)
 
     def read(self, tile: Tile, above: float | None = None) -> tuple[np.ndarray | None, int]:
         """Return the voxels a tile reads, and how many bytes of chunks were decoded for it.
@@ -296,42 +265,24 @@ class TileReader:
             self._give_up(ours, error)
             raise
 
-    def _memory_for(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Return an array for the voxels of a tile, in memory that was given back if there is some.
-
-        Memory that is new to the process has to be cleared by the operating system first.
-        """
-        shape = (*self.source.lead, *shape)
-        size = prod(shape)
-        with self._lock:
-            fitting = [i for i, memory in enumerate(self._spare) if memory.size >= size]
-            memory = self._spare.pop(fitting[0]) if fitting else None
-        if memory is None:
-            memory = np.empty(self._largest_read, self.source.dtype)
-        return memory[:size].reshape(shape)
-
     @cached_property
-    def _largest_read(self) -> int:
-        """Entries of the largest array that a tile reads."""
+    def _spare(self) -> SpareMemory:
+        """Memory for what tiles read."""
         sizes = zip(self.grid.tile_shape, self.grid.halo, self.grid.shape, strict=True)
-        return prod(self.source.lead) * prod([min(t + 2 * h, n) for t, h, n in sizes])
+        size = prod(self.source.lead) * prod([min(t + 2 * h, n) for t, h, n in sizes])
+        return SpareMemory(size, self.source.dtype)
+
+    def _memory_for(self, shape: tuple[int, ...]) -> np.ndarray:
+        return self._spare.take((*self.source.lead, *shape))
 
     def give_back(self, voxels: np.ndarray) -> None:
-        """Take the memory of what `read` returned, or leave it if it is other memory.
-
-        Nobody may use it any more.
-        """
-        memory = voxels.base
-        if isinstance(memory, np.ndarray) and memory.shape == (self._largest_read,):
-            suits = memory.dtype == self.source.dtype and memory.flags.writeable
-            with self._lock:
-                if suits and len(self._spare) < MAX_SPARE:
-                    self._spare.append(memory)
+        """Take the memory of what `read` returned; nobody may use it any more."""
+        self._spare.give_back(voxels)
 
     def clear(self) -> None:
         """Drop all that is kept: no tile will be read for some time."""
+        self._spare.clear()
         with self._lock:
-            self._spare.clear()
             self._blocks = {p: b for p, b in self._blocks.items() if not b.voxels.done()}
 
     def _claim(self, tile: Tile, positions: Iterable[Position]) -> tuple[_Blocks, _Blocks]:

@@ -1,0 +1,55 @@
+"""What reading all tiles of an image takes, told before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from patchworks.geometry.grid import TileGrid
+from patchworks.geometry.reuse import chunk_reuse
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadCost:
+    """What reading all tiles takes.
+
+    Parameters
+    ----------
+    kept_bytes : int
+        Decoded bytes that are kept at a time for other tiles, at most.
+    decoding_bytes : int
+        Decoded bytes of a tile before it is put together, beside these.
+    amplification : float
+        Voxels decoded per voxel of the image, about.
+    """
+
+    kept_bytes: int = 0
+    decoding_bytes: int = 0
+    amplification: float = 1.0
+
+
+def read_cost(
+    grid: TileGrid, block: tuple[int, ...], block_bytes: int, max_kept_bytes: int
+) -> ReadCost:
+    """Return what it takes where blocks of chunks are kept for the tiles that share them.
+
+    Parameters
+    ----------
+    grid : TileGrid
+        The tiles.
+    block : tuple of int
+        Extents of what is decoded at once.
+    block_bytes, max_kept_bytes : int
+        Bytes of one, and of all that may be kept.
+    """
+    found = chunk_reuse(grid, block, max_kept_bytes // block_bytes)
+    return ReadCost(
+        kept_bytes=found.n_waiting * block_bytes,
+        decoding_bytes=found.n_per_tile * block_bytes if max_kept_bytes else 0,
+        amplification=found.n_decoded / found.n_chunks,
+    )
+
+
+def held_cost(grid: TileGrid) -> ReadCost:
+    """Return what it takes to read an image in memory: halos are copied once more."""
+    return ReadCost(amplification=grid.n_read_voxels / prod(grid.shape))
