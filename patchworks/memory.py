@@ -11,10 +11,8 @@ import logging
 from dataclasses import dataclass, replace
 from math import prod
 
-import psutil
-
 from patchworks.errors import MemoryBudgetError
-from patchworks.execution.machine import Memory
+from patchworks.execution.machine import Memory, held_bytes
 from patchworks.execution.overlap import io_threads
 from patchworks.function_need import LABEL_BYTES
 from patchworks.geometry.grid import TileGrid
@@ -121,7 +119,7 @@ def memory_need(plan: RunPlan, n_workers: int, n_cores: int) -> MemoryNeed:
     n_workers = min(n_workers, grid.n_tiles)
     n_ahead = min(plan.n_ahead or io_threads(n_workers), grid.n_tiles - n_workers)
     return MemoryNeed(
-        held_bytes=int(psutil.Process().memory_info().rss),
+        held_bytes=held_bytes(),
         n_workers=n_workers,
         n_ahead=n_ahead,
         kept_bytes=int((1 + SLACK) * plan.reader.cost.kept_bytes),

@@ -18,8 +18,9 @@ from numcodecs import zstd
 from patchworks.errors import SegmenterError
 from patchworks.execution.gpu_memory import GpuWatch
 from patchworks.execution.gpus import Gpu
+from patchworks.execution.machine import held_bytes
 from patchworks.execution.out_of_memory import forget_frames, free_memory, ran_out_of_memory
-from patchworks.execution.peak_memory import held_bytes, measured
+from patchworks.execution.peak_memory import measured
 from patchworks.function_need import FunctionNeed
 from patchworks.geometry.box import Box
 from patchworks.geometry.grid import Tile

@@ -9,7 +9,11 @@ from flows.cluster import ClusterSpec
 from flows.cluster_start import connected
 from flows.history import DATA_DIR
 from flows.server import PrefectServer, prefect_server
+from patchworks import run_plan
 from patchworks.execution.dask import active_client
+from patchworks.execution.machine import Memory, held_bytes
+from patchworks.execution.peak_memory import measured
+from patchworks.memory import SHARE
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -17,6 +21,22 @@ def history_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
     """Keep the runs of the tests out of the developer's own history."""
     with pytest.MonkeyPatch.context() as env:
         env.setenv(DATA_DIR, str(tmp_path_factory.mktemp("data")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_run_exceeds_its_budget() -> Iterator[None]:
+    """Fail the test in which a run in this process takes more memory than it may plan with."""
+    take_steps = run_plan._take_steps
+
+    def watched(run) -> None:
+        held, budget = held_bytes(), SHARE * Memory.of_this_process().available_bytes
+        took = measured(lambda: take_steps(run)).peak_bytes
+        if run.report.projected_bytes - held <= budget:  # else it was said beforehand
+            assert took <= budget, f"{took} bytes taken of {budget:.0f}"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_plan, "_take_steps", watched)
         yield
 
 

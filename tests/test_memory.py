@@ -171,3 +171,11 @@ def test_what_a_probe_projects_is_what_a_run_takes(tmp_path, name):
     found = projection.measured_apart(str(image), name)
     print({k: v / 2**20 if k in ("projected", "peak") else v for k, v in found.items()})
     assert 0.8 <= found["projected"] / found["peak"] <= 1.3
+
+
+def test_without_psutil_it_is_said_what_to_install():
+    code = "import sys; sys.modules['psutil'] = None; import patchworks"
+    child = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert child.returncode == 1
+    assert "MissingExtraError: psutil is not installed" in child.stderr
+    assert "pip install psutil" in child.stderr

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import dask.array as da
 import numpy as np
 import pytest
 import zarr
 
 from flows.cli import main
 from patchworks import plan_run, tile_process
-from patchworks.errors import InputError, SegmenterError
+from patchworks.errors import ClientError, InputError, SegmenterError
 from patchworks.execution import peak_memory
 from patchworks.execution.peak_memory import measured
 from patchworks.fidelity import compare_objects
@@ -20,6 +21,8 @@ from patchworks.probe import Piece, _need
 from patchworks.segmenters import threshold
 from tests import cells
 from tests.images import ome_zarr, smooth_noise
+from tests.machines import GIB, pretend
+from tests.nvml import FakeCard
 from tests.stores import components
 
 
@@ -148,6 +151,50 @@ def test_what_a_voxel_takes_is_told_from_what_every_call_takes():
 def test_memory_of_the_gpu_is_told_alike():
     need = _need([piece(1000, 0, 2**20 + 1000), piece(8000, 0, 2**20 + 8000)], fixed=0)
     assert (need.gpu_bytes_per_voxel, need.gpu_fixed_bytes) == (1, 2**20)
+
+
+def test_a_function_on_a_gpu_is_measured_and_its_tiles_fit_the_gpu(image, tmp_path, monkeypatch):
+    """A card that a function takes 64 bytes a voxel and 100 MiB of, as NVML tells it."""
+    card = FakeCard("GPU-1", total=GIB, free=GIB)
+    pretend(tmp_path, monkeypatch, gib=16, n_cores=2, gpus=[card])
+
+    def on_gpu(tile):
+        card.free = min(card.free, GIB - 100 * 2**20 - 64 * tile.size)
+        return components(tile)
+
+    proposal = plan_run(image, on_gpu, probe=True, probe_seconds=5, use_gpu=True)
+    need = proposal.plan.need
+    assert need.gpu_bytes_per_voxel == pytest.approx(64, rel=0.01)
+    assert need.gpu_fixed_bytes == pytest.approx(100 * 2**20, rel=0.01)
+    assert proposal.workers.executor.n_workers == 1
+    largest = max(tile.read.size for tile in proposal.plan.spec.grid)
+    assert need.gpu_fixed_bytes + 64 * largest <= GIB
+    assert "GPU-1" in str(proposal)
+
+
+def test_no_gpu_is_an_error_and_not_a_run_without(image, tmp_path, monkeypatch):
+    pretend(tmp_path, monkeypatch, gib=16, n_cores=2)
+    with pytest.raises(ClientError, match="use_gpu"):
+        plan_run(image, components, probe=True, use_gpu=True)
+
+
+def test_slices_channels_and_dask_arrays_are_probed_too(tmp_path):
+    voxels = np.stack([smooth_noise((4, 96, 96)), smooth_noise((4, 96, 96))])
+    ome_zarr(tmp_path / "image.zarr", voxels, axes="czyx")
+
+    def both(tile):
+        assert tile.ndim == 3
+        return components(tile.max(0))
+
+    stored = plan_run(
+        tmp_path / "image.zarr", both, probe=True, probe_seconds=3, channel=[0, 1], slice_wise=True
+    )
+    assert stored.tile_shape[0] == 1
+    assert stored.probe.largest.box.shape[0] == 1
+    array = da.from_array(voxels[0], chunks=(4, 48, 48))
+    held = plan_run(array, components, probe=True, probe_seconds=3, tile_shape=(4, 48, 48))
+    assert held.n_tiles == 4
+    assert held.probe.pieces
 
 
 def test_where_linux_does_not_tell_a_thread_looks(monkeypatch):

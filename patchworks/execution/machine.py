@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import dask.system
-import psutil
+
+from patchworks.errors import MissingExtraError
+
+try:
+    import psutil
+except ImportError as error:
+    raise MissingExtraError(
+        "psutil is not installed, without which nobody knows how much memory is free; install it "
+        "with pip install psutil"
+    ) from error
 
 
 def available_cores() -> int:
@@ -36,8 +45,13 @@ class Memory:
         worker = _worker_limit()
         if worker is not None:
             limits.append(worker)
-            available.append(max(0, worker - int(psutil.Process().memory_info().rss)))
+            available.append(max(0, worker - held_bytes()))
         return cls(min(limits), min(available))
+
+
+def held_bytes() -> int:
+    """Return the memory that this process holds now."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def available_memory_bytes() -> int:

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-import psutil
-
-from patchworks.execution.machine import return_free_memory
+from patchworks.execution.machine import held_bytes, return_free_memory
 
 Result = TypeVar("Result")
 
@@ -69,11 +67,6 @@ def measured(call: Callable[[], Result]) -> Measured[Result]:
         seconds = time.perf_counter() - start
         peak = watch.end()
     return Measured(result, seconds, max(0, peak - before))
-
-
-def held_bytes() -> int:
-    """Return the memory that the process holds now."""
-    return int(psutil.Process().memory_info().rss)
 
 
 class _Kernel:
