@@ -156,8 +156,10 @@ class CutPart:
 
 def choose_halo(
     part: CutPart, spacing: Sequence[float] | None, tried: Sequence[int] = HALOS
-) -> HaloChoice:
+) -> HaloChoice | None:
     """Return the smallest halo with which tiles give the objects of the whole.
+
+    None where the part is too small for any.
 
     Parameters
     ----------
@@ -180,11 +182,13 @@ def choose_halo(
         trials.append(part.try_halo(halo))
         if len(trials) > 1 and all(t.fidelity.f1 == 1.0 for t in trials[-2:]):
             break
-    best = max([t.fidelity.f1 for t in trials], default=0.0)
+    if not trials:
+        return None
+    best = max([t.fidelity.f1 for t in trials])
     least = best - (AS_GOOD if best < 1 else 0)
     good = [t.halo for t in trials if t.fidelity.f1 >= least]
     n_cut = part.n_cut()
-    chosen = good[0] if good else tuple([SPARE_FEW if c else 0 for c in part.is_cut])
+    chosen = good[0]
     if n_cut < FEW:
         chosen = tuple(
             [max(h, SPARE_FEW) if c else h for h, c in zip(chosen, part.is_cut, strict=True)]

@@ -54,7 +54,7 @@ def _lines(proposal: RunProposal) -> Iterator[tuple[str, str]]:
 def _why_this_halo(proposal: RunProposal) -> str:
     halo = proposal.halo
     if halo is None:
-        return "" if proposal.probe is None else " by default: the probe saw no object on a cut"
+        return "" if proposal.probe is None else " by default: too few objects, or voxels, to try others"
     tried = ", ".join([f"{max(t.halo)}: {t.fidelity.f1:.3f}" for t in halo.trials])
     few = "" if halo.is_certain else " (few: no proof)"
     return (

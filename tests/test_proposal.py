@@ -220,3 +220,10 @@ def test_the_command_tells_it(image, capsys):
     assert "(0, 8, 8)" in capsys.readouterr().out
     assert everything_below(image.parent) == before
     assert main(["plan", str(image), "--segmenter", "no-such"]) == 1
+
+
+def test_an_image_too_small_to_try_an_overlap_on_gets_the_one_by_default():
+    proposal = plan_run(np.full((16, 16), 9, "u1"), threshold(4), probe=True, tile_shape=(8, 8))
+    assert proposal.halo is None
+    assert proposal.overlap == (8, 8)
+    assert "by default" in str(proposal)
