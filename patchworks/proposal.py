@@ -145,8 +145,11 @@ class _Proposing:
             gpus=visible_gpus() if use_gpu else (),
         )
         halo = self._choose_halo(probe)
-        overlap = halo.halo if halo is not None and self.asked.overlap is None else None
-        options = replace(self.asked, overlap=self.asked.overlap if overlap is None else overlap)
+        overlap = None if halo is None or self.asked.overlap is not None else halo.halo
+        if overlap is not None and not self.is_free:
+            tile = self.planned.spec.grid.tile_shape
+            overlap = tuple([min(h, t) for h, t in zip(overlap, tile, strict=True)])
+        options = self.asked if overlap is None else replace(self.asked, overlap=overlap)
         grid, reason = self.planned.spec.grid, ""
         if self.is_free:
             found = self._propose(probe, options)

@@ -54,7 +54,8 @@ def _lines(proposal: RunProposal) -> Iterator[tuple[str, str]]:
 def _why_this_halo(proposal: RunProposal) -> str:
     halo = proposal.halo
     if halo is None:
-        return "" if proposal.probe is None else " by default: too few objects, or voxels, to try others"
+        is_tried = proposal.probe is not None
+        return " by default: too few objects, or voxels, to try others" if is_tried else ""
     tried = ", ".join([f"{max(t.halo)}: {t.fidelity.f1:.3f}" for t in halo.trials])
     few = "" if halo.is_certain else " (few: no proof)"
     return (

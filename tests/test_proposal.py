@@ -222,8 +222,14 @@ def test_the_command_tells_it(image, capsys):
     assert main(["plan", str(image), "--segmenter", "no-such"]) == 1
 
 
-def test_an_image_too_small_to_try_an_overlap_on_gets_the_one_by_default():
+def test_an_overlap_is_never_larger_than_tiles_that_were_given():
     proposal = plan_run(np.full((16, 16), 9, "u1"), threshold(4), probe=True, tile_shape=(8, 8))
-    assert proposal.halo is None
+    assert not proposal.halo.is_certain
     assert proposal.overlap == (8, 8)
-    assert "by default" in str(proposal)
+    assert "few: no proof" in str(proposal)
+
+
+def test_an_image_too_small_to_try_an_overlap_on_gets_the_one_by_default():
+    image = np.full((8, 64), 9, "u1")
+    proposal = plan_run(image, threshold(4), probe=True, tile_shape=(8, 4))
+    assert proposal.overlap == (0, 4)
