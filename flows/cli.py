@@ -95,11 +95,13 @@ def _add_tiles(parser: argparse.ArgumentParser) -> None:
         "--tile-shape", type=_tile_shape, help="core of a tile, such as 64,512,512, or auto"
     )
     parser.add_argument("--overlap", type=_integers, help="voxels of halo, one number or per axis")
-    parser.add_argument("--channel", type=int, default=0)
+    parser.add_argument("--channel", type=_integers, default=(0,), help="one, or several: 0,2")
     parser.add_argument("--level", type=int, default=0)
     parser.add_argument("--name", default="labels", help="name of the label image")
     parser.add_argument("--write-to", help="write the label image there, not into the image")
     parser.add_argument("--skip-empty", action="store_true", help="leave out tiles without signal")
+    parser.add_argument("--slice-wise", action="store_true", help="segment slice by slice")
+    parser.add_argument("--link-time", action="store_true", help="link objects of time points")
     parser.add_argument("--stitch", choices=("auto", "overlap", "touch"), default="auto")
 
 
@@ -150,6 +152,10 @@ def _integers(text: str) -> tuple[int, ...]:
         ) from None
 
 
+def _one_or_several(entries: tuple[int, ...]) -> int | tuple[int, ...]:
+    return entries[0] if len(entries) == 1 else entries
+
+
 def _tile_shape(text: str) -> tuple[int, ...] | str:
     return text if text == "auto" else _integers(text)
 
@@ -181,9 +187,7 @@ def _segmenter(options: argparse.Namespace) -> Any:
 def _segment(options: argparse.Namespace) -> None:
     from flows.segment_image import converted_path, segment_image
 
-    overlap, channel = options.overlap, options.channel
-    if len(channel) == 1:
-        channel = channel[0]
+    overlap, channel = options.overlap, _one_or_several(options.channel)
     report = segment_image(
         options.image,
         segmenter=_segmenter(options),
@@ -227,11 +231,13 @@ def _plan(options: argparse.Namespace) -> None:
         probe_seconds=options.probe_seconds,
         tile_shape=options.tile_shape,
         overlap=overlap[0] if overlap and len(overlap) == 1 else overlap,
-        channel=options.channel,
+        channel=_one_or_several(options.channel),
         level=options.level,
         output_component=options.name,
         write_to=options.write_to,
         skip_empty=options.skip_empty,
+        slice_wise=options.slice_wise,
+        link_time=options.link_time,
         stitch=options.stitch,
         max_workers=options.workers,
         use_gpu=options.gpu,

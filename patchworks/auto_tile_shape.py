@@ -95,8 +95,9 @@ def auto_tile_shape(
 
     Examples
     --------
-    >>> auto_tile_shape((128, 2048, 2048), "uint16", budget_bytes=2**30, n_workers=2, overlap=8)
-    (128, 256, 256)
+    >>> auto_tile_shape((128, 2048, 2048), "uint16", chunks=(32, 256, 256),
+    ...                 budget_bytes=2**30, n_workers=2, overlap=8)
+    (128, 256, 512)
     """
     extents = checked_extents("shape", shape)
     itemsize = checked_dtype(dtype).itemsize

@@ -31,8 +31,8 @@ PLANES = 2
 REGION_BYTES = 16
 """Per voxel of a region in the last pass: labels, staged labels, levels, what is compressed."""
 
-PROCESS_BYTES = 2**27
-"""What a worker process holds before it begins: the interpreter and what is imported."""
+PROCESS_BYTES = 2**28
+"""What a worker process holds before it begins: the interpreter, and what is imported."""
 
 SLACK = 1 / 8
 """Of chunks that are kept: what their allocator cannot give back between them."""

@@ -16,7 +16,7 @@ import pytest
 import zarr
 from scipy import ndimage
 
-from patchworks import joining, pipeline, tile_process, tile_stream
+from patchworks import halving, joining, pipeline, tile_process
 from patchworks.errors import TargetExistsError
 from patchworks.io import label_image, level_store
 from tests.stores import blobs, components, contents, counting, n_calls, ome_zarr
@@ -76,7 +76,7 @@ def test_only_missing_tiles_are_segmented_after_an_interruption(
     tmp_path, store, undisturbed, monkeypatch, after
 ):
     with monkeypatch.context() as patch:
-        interrupt(patch, tile_stream, "segment_tile", after)
+        interrupt(patch, halving, "segment_tile", after)
         with pytest.raises(KeyboardInterrupt):
             run(store, tmp_path / "calls", write_to=tmp_path / "labels.zarr")
     assert n_calls(tmp_path / "calls") == after
@@ -120,7 +120,7 @@ def test_a_label_image_is_not_there_under_its_name_before_it_is_whole(tmp_path, 
 
 
 def test_an_interruption_says_what_is_kept(tmp_path, store, monkeypatch):
-    interrupt(monkeypatch, tile_stream, "segment_tile", 4)
+    interrupt(monkeypatch, halving, "segment_tile", 4)
     with pytest.raises(KeyboardInterrupt) as caught:
         run(store, tmp_path / "calls", write_to=tmp_path / "labels.zarr")
     assert "4 of 15 tiles are done" in "".join(caught.value.__notes__)
@@ -205,11 +205,11 @@ CHILD = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from patchworks import joining, pipeline, tile_process, tile_stream
+from patchworks import halving, joining, pipeline, tile_process
 from tests.stores import components, counting
 
 store, target, calls, slow, workers = sys.argv[1:]
-module = next(m for m in (pipeline, tile_stream) if hasattr(m, slow))
+module = next(m for m in (pipeline, halving) if hasattr(m, slow))
 original = getattr(module, slow)
 
 def slowly(*args, **kwargs):
@@ -323,7 +323,7 @@ def test_a_finished_run_is_returned_without_a_byte_written(tmp_path, store):
 
 def test_resume_false_starts_over(tmp_path, store, monkeypatch):
     with monkeypatch.context() as patch:
-        interrupt(patch, tile_stream, "segment_tile", 5)
+        interrupt(patch, halving, "segment_tile", 5)
         with pytest.raises(KeyboardInterrupt):
             run(store, tmp_path / "calls")
     run(store, tmp_path / "calls", resume=False)
@@ -410,7 +410,7 @@ def test_tiles_of_an_image_that_was_written_anew_are_not_reused(
 ):
     place = tmp_path / "labels.zarr"
     with monkeypatch.context() as patch:
-        interrupt(patch, tile_stream, "segment_tile", 5)
+        interrupt(patch, halving, "segment_tile", 5)
         with pytest.raises(KeyboardInterrupt):
             run(store, tmp_path / "calls", write_to=place)
     zarr.open_array(store / "0", mode="r+")[...] = image[::-1]
