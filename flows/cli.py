@@ -184,25 +184,31 @@ def _segmenter(options: argparse.Namespace) -> Any:
     return {"import": options.segmenter, "kwargs": parameters} if pairs else options.segmenter
 
 
+def _tiling(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the keywords that planning a run and carrying it out have in common."""
+    return {
+        "tile_shape": options.tile_shape,
+        "overlap": options.overlap and _one_or_several(options.overlap),
+        "channel": _one_or_several(options.channel),
+        "level": options.level,
+        "output_component": options.name,
+        "write_to": options.write_to,
+        "skip_empty": options.skip_empty,
+        "slice_wise": options.slice_wise,
+        "link_time": options.link_time,
+        "stitch": options.stitch,
+        "max_workers": options.workers,
+        "use_gpu": options.gpu,
+    }
+
+
 def _segment(options: argparse.Namespace) -> None:
     from flows.segment_image import converted_path, segment_image
 
-    overlap, channel = options.overlap, _one_or_several(options.channel)
     report = segment_image(
         options.image,
         segmenter=_segmenter(options),
-        tile_shape=options.tile_shape,
-        overlap=overlap[0] if overlap and len(overlap) == 1 else overlap,
-        channel=channel,
-        level=options.level,
-        output_component=options.name,
-        write_to=options.write_to,
-        skip_empty=options.skip_empty,
-        slice_wise=options.slice_wise,
-        link_time=options.link_time,
-        stitch=options.stitch,
-        max_workers=options.workers,
-        use_gpu=options.gpu,
+        **_tiling(options),
         cluster=options.cluster,
         overwrite=options.overwrite,
     )
@@ -212,7 +218,7 @@ def _segment(options: argparse.Namespace) -> None:
             converted_path(options.image) or options.image,
             report.labels,
             options.png,
-            channel=channel,
+            channel=_one_or_several(options.channel),
             level=options.level,
             tile_shape=None if options.tile_shape == "auto" else options.tile_shape,
         )
@@ -223,24 +229,12 @@ def _plan(options: argparse.Namespace) -> None:
     from patchworks.proposal import plan_run
     from patchworks.segmenters import resolve_segmenter
 
-    overlap = options.overlap
     proposal = plan_run(
         options.image,
         resolve_segmenter(_segmenter(options)),
         probe=options.probe,
         probe_seconds=options.probe_seconds,
-        tile_shape=options.tile_shape,
-        overlap=overlap[0] if overlap and len(overlap) == 1 else overlap,
-        channel=_one_or_several(options.channel),
-        level=options.level,
-        output_component=options.name,
-        write_to=options.write_to,
-        skip_empty=options.skip_empty,
-        slice_wise=options.slice_wise,
-        link_time=options.link_time,
-        stitch=options.stitch,
-        max_workers=options.workers,
-        use_gpu=options.gpu,
+        **_tiling(options),
     )
     print(proposal)  # noqa: T201
 

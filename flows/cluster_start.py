@@ -16,7 +16,7 @@ from prefect_dask.client import PrefectDaskClient
 
 from flows.cluster import ClusterSpec
 from flows.environment import environment
-from flows.workers import Offer, offers_of
+from flows.workers import Offer, no_scheduler, offers_of
 from patchworks.errors import ClientError, InputError
 from patchworks.execution.cluster import (
     cpu_workers,
@@ -81,10 +81,7 @@ def _client_at(address: str, client_kwargs: dict[str, Any]) -> Iterator[PrefectD
     try:
         client = _client_of(address, {"timeout": _CONNECT_S, **client_kwargs})
     except (OSError, ValueError) as error:
-        raise ClientError(
-            f"no Dask scheduler answers at {address} ({error}); start one (`dask scheduler`), or "
-            "correct the address"
-        ) from error
+        raise no_scheduler(address, error) from error
     with client:
         yield client
 

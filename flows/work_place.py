@@ -9,8 +9,8 @@ import distributed
 from dask.utils import parse_bytes
 
 from flows.cluster import ClusterSpec
-from flows.workers import GPU
-from patchworks.errors import ClientError, PatchworksError
+from flows.workers import GPU, no_scheduler
+from patchworks.errors import PatchworksError
 from patchworks.execution.dask import gpu_workers_of, gpus_of_workers
 from patchworks.execution.gpus import Gpu, visible_gpus
 from patchworks.execution.machine import available_cores, available_memory_bytes
@@ -70,10 +70,7 @@ def _running(address: str) -> WorkPlace:
     try:
         client: Any = distributed.Client(address, timeout=_CONNECT_S, set_as_default=False)
     except (OSError, ValueError) as error:
-        raise ClientError(
-            f"no Dask scheduler answers at {address} ({error}); start one (`dask scheduler`), or "
-            "correct the address"
-        ) from error
+        raise no_scheduler(address, error) from error
     with client:
         workers = gpu_workers_of(client)
         has_gpus = any(worker["resources"].get(GPU) for worker in workers.values())

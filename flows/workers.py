@@ -65,6 +65,14 @@ class Placement:
         return self.segment if role == "segment" else self.other
 
 
+def no_scheduler(address: str, error: Exception) -> ClientError:
+    """Return the error of an address at which nobody answers."""
+    return ClientError(
+        f"no Dask scheduler answers at {address} ({error}); start one (`dask scheduler`), or "
+        "correct the address"
+    )
+
+
 def offers_of(client: distributed.Client) -> list[Offer]:
     """Return what each worker of the cluster offers now."""
     return [
