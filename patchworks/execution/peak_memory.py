@@ -7,8 +7,8 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -58,15 +58,31 @@ def measured(call: Callable[[], Result]) -> Measured[Result]:
     gc.collect()
     return_free_memory()
     before = held_bytes()
+    start = time.perf_counter()
+    with highest_memory() as highest:
+        result = call()
+        seconds = time.perf_counter() - start
+    return Measured(result, seconds, max(0, highest() - before))
+
+
+@contextmanager
+def highest_memory() -> Iterator[Callable[[], int]]:
+    """Watch the memory of the process; what is yielded returns, afterwards, the most that it was.
+
+    Examples
+    --------
+    >>> with highest_memory() as highest:
+    ...     size = len(b"x" * 2**26)
+    >>> highest() > size
+    True
+    """
     watch = _Kernel() if _Kernel.is_there() else _Sampler()
     watch.begin()
-    start = time.perf_counter()
+    found = 0
     try:
-        result = call()
+        yield lambda: found
     finally:
-        seconds = time.perf_counter() - start
-        peak = watch.end()
-    return Measured(result, seconds, max(0, peak - before))
+        found = watch.end()
 
 
 class _Kernel:
