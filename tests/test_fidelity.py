@@ -62,13 +62,13 @@ def check(tiling, stitch="auto"):
     assert cells.same_partition(connected(image, connectivity), tiled)
 
 
-@settings(laws, max_examples=120)
+@settings(laws, max_examples=80)
 @given(tilings(2))
 def test_components_in_2d_are_exact_with_and_without_halos(tiling):
     check(tiling)
 
 
-@settings(laws, max_examples=160)
+@settings(laws, max_examples=80)
 @given(tilings(3))
 def test_components_in_3d_are_exact_with_and_without_halos(tiling):
     check(tiling)

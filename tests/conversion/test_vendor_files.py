@@ -11,7 +11,13 @@ from patchworks.plugins.ome_zarr import to_ome_zarr
 from tests.benchmarks.conversion import ENDING, KINDS, make, run, stacks
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=[pytest.mark.slow] if kind in ("ome", "bigtiff") else [])
+        for kind in KINDS
+    ],
+)
 def test_a_stack_comes_out_plane_by_plane_and_calibrated(kind, tmp_path):
     path = tmp_path / f"scan{ENDING.get(kind, '.ome.tif')}"
     make(kind, path, 160)  # 20 planes: more than a region holds

@@ -388,7 +388,9 @@ def server_that(*, hangs: bool):
             yield
 
 
-@pytest.mark.parametrize("hangs", [False, True], ids=["gone", "hangs"])
+@pytest.mark.parametrize(
+    "hangs", [pytest.param(False, marks=pytest.mark.slow), True], ids=["gone", "hangs"]
+)
 @pytest.mark.usefixtures("server")
 def test_a_server_that_does_not_answer_breaks_nothing(hangs, monkeypatch, caplog):
     monkeypatch.setattr("flows.artifacts.desk.ANSWER_WITHIN_S", 0.2)

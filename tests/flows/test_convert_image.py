@@ -74,6 +74,7 @@ class TestOnAServer:
         assert "made from this file already" in str(again)
         assert contents(tmp_path) == before
 
+    @pytest.mark.slow
     def test_all_images_make_the_collection_that_the_function_makes(self, tmp_path, request):
         source, target = tmp_path / "two.ome.tif", tmp_path / "flow" / "two.zarr"
         images = [STACK[:3], STACK[3:8, :100]]

@@ -95,6 +95,7 @@ class TestOfPlainJson:
         )  # fmt: skip
         assert report.n_objects == N_OBJECTS
 
+    @pytest.mark.slow
     def test_convert_image(self, tmp_path, cluster):
         tifffile.imwrite(tmp_path / "scan.tif", IMAGE)
         report = deployed(

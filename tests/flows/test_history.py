@@ -179,6 +179,7 @@ def test_processes_that_start_at_once_share_a_server_that_outlives_its_starter(
     assert list((tmp_path / "data" / "prefect" / "leases").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_made_is_one_warning(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("a file where the folder should be")
 

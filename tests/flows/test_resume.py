@@ -104,9 +104,10 @@ def test_a_wrong_shape_is_not_tried_again(tmp_path):
     "change",
     [
         "function",
-        "stage",
-        "image",
-        *[pytest.param(change, marks=pytest.mark.slow) for change in ("parameter", "tiles")],
+        *[
+            pytest.param(change, marks=pytest.mark.slow)
+            for change in ("stage", "image", "parameter", "tiles")
+        ],
     ],
 )
 def test_what_changed_never_meets_an_old_result(tmp_path, change):

@@ -21,7 +21,10 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize(
+    "run",
+    [pytest.param(run, marks=[pytest.mark.slow] if "imaris" in run else []) for run in RUNS],
+)
 def test_a_file(tmp_path, run):
     suffix, options = RUNS[run]
     options |= {"pixel_size": {"y": 0.5}, "channel_names": ["nuclei"]}

@@ -313,7 +313,7 @@ def never(grid: TileGrid) -> tuple[bool, ...]:
     return (False,) * grid.ndim
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(jobs(judge=by_halo))
 def test_connected_components_of_tiles_are_those_of_the_whole_for_any_mixture_of_halos(job):
     foreground, seams, connectivity = job
