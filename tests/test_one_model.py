@@ -91,6 +91,7 @@ def test_workers_of_a_cluster_load_it_once_whatever_their_threads(model, tmp_pat
         run(model, tmp_path, DaskExecutor(client))
 
 
+@pytest.mark.slow
 def test_workers_of_a_flow_load_it_once(model, tmp_path, workers):
     image = ome_zarr(tmp_path / "image.zarr", IMAGE)
     place = tmp_path / "labels.zarr"

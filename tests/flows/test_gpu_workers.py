@@ -99,6 +99,7 @@ def children() -> set[int]:
 
 
 @pytest.mark.usefixtures("server")
+@pytest.mark.slow
 def test_segmentation_runs_on_the_gpus_alone_and_the_rest_beside_them():
     before = children()
     runner = ClusterRunner()

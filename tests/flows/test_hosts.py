@@ -122,6 +122,7 @@ def run_on(hosts: Hosts) -> tuple[set[Where], set[Where], tuple[int, int]]:
 
 
 @pytest.mark.usefixtures("server")
+@pytest.mark.slow
 def test_a_flow_runs_across_two_hosts(hosts):
     hosts.worker("a", host="127.0.0.2")
     hosts.worker("b", host="127.0.0.3")

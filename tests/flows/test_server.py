@@ -198,6 +198,7 @@ def test_an_own_server_does_not_outlive_a_killed_owner(tmp_path: Path) -> None:
     assert left == []
 
 
+@pytest.mark.slow
 def test_a_throw_away_server_does_not_outlive_a_killed_owner(tmp_path: Path) -> None:
     script = FORKS_THEN_WAITS.replace(*THROW_AWAY)
     with start_python(script, tmp_path) as owner:

@@ -38,6 +38,7 @@ def test_seams_judged_in_batches_give_the_same_bytes(tmp_path):
     assert files_of(tmp_path / "flow.zarr") == files_of(tmp_path / "library.zarr")
 
 
+@pytest.mark.slow
 def test_what_was_judged_is_cached_until_a_tile_is_done_anew(tmp_path, monkeypatch):
     source, place = an_image(tmp_path), tmp_path / "labels.zarr"
     begin, moments = pipeline.begin_label_image, ["first", "second"]
