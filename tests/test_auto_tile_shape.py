@@ -61,7 +61,7 @@ def plan_of(image: Path, **options):
     return plan_run(image, components, RunOptions(tile_shape="auto", write_to="l.zarr", **options))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(gib=st.floats(1.5, 900), n_cores=st.integers(1, 32), halo=st.integers(0, 40), data=st.data())
 def test_a_run_with_chosen_tiles_fits_with_all_its_workers(
     folders, large, gib, n_cores, halo, data
@@ -75,7 +75,7 @@ def test_a_run_with_chosen_tiles_fits_with_all_its_workers(
         plan = plan_of(large, overlap=halo, place=threads_here(n_workers))
         made, n = fitted(plan, n_workers, memory, n_cores)
         assert n == n_workers
-        need = memory_need(made, n, n_cores).projected_bytes
+        need = memory_need(made, n, n_cores).more_bytes  # beside what the process holds
         assert need <= SHARE * memory.available_bytes
 
 
