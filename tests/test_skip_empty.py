@@ -110,8 +110,9 @@ def test_the_second_run_reads_no_tile_that_the_map_decides(tmp_path, small_boxes
     second = report_of(store, tmp_path / "b.zarr")
     assert first.n_empty == second.n_empty > 3
     assert first.n_segmented == second.n_segmented > 1
-    assert second.n_bytes_decoded < first.n_bytes_decoded <= IMAGE.nbytes
-    assert second.n_unread > 0
+    # Not the bytes decoded: two threads that come to one chunk together may both decode it.
+    assert second.n_bytes_needed < first.n_bytes_needed <= IMAGE.nbytes
+    assert second.n_unread > first.n_unread
     assert f"{second.n_empty} empty ({second.n_unread} of them not read)" in str(second)
     assert "not read" not in str(RunReport("x", 3, n_empty=3))
 
