@@ -13,12 +13,34 @@ MOST_OBJECTS = 20_000
 """Objects of which neighbours are looked for: of more, each is a few pixels of a picture."""
 
 
+def pixel_colors(plane: np.ndarray, at: np.ndarray, n_colors: int) -> np.ndarray:
+    """Return the colours of some pixels of a plane of labels, by `neighbour_colors`.
+
+    Where there are more than `MOST_OBJECTS` each has the colour of its number.
+
+    Parameters
+    ----------
+    plane : numpy.ndarray
+        Labels, integers, (y, x); 0 is background.
+    at : numpy.ndarray
+        The pixels, bool, (y, x); none of background.
+    n_colors : int
+        Colours there are.
+    """
+    values = plane[at]
+    labels = np.unique(values)
+    if len(labels) > MOST_OBJECTS:
+        return np.asarray(values % n_colors, np.intp)
+    colors = neighbour_colors(plane, labels, n_colors)
+    found: np.ndarray = colors[np.searchsorted(labels, values)]
+    return found
+
+
 def neighbour_colors(plane: np.ndarray, labels: np.ndarray, n_colors: int) -> np.ndarray:
     """Return a colour per label, so that neighbours in a plane do not share one.
 
     An object gets the colour of its number, ``label % n_colors``, unless a neighbour has it
-    already: then the next that no neighbour has, or else the one that fewest have. Of more than
-    `MOST_OBJECTS` each gets that of its number.
+    already: then the next that no neighbour has, or else the one that fewest have.
 
     Parameters
     ----------
@@ -40,8 +62,8 @@ def neighbour_colors(plane: np.ndarray, labels: np.ndarray, n_colors: int) -> np
     >>> neighbour_colors(plane, np.array([3, 4, 11, 19]), 8).tolist()
     [3, 4, 5, 6]
     """
-    if not 0 < len(labels) <= MOST_OBJECTS:
-        return (labels % n_colors).astype(np.intp)
+    if not len(labels):
+        return np.zeros(0, np.intp)
     ranked = np.searchsorted(labels, plane)
     ranked[ranked == len(labels)] = 0
     ranked = np.where(labels[ranked] == plane, ranked, -1)
