@@ -167,6 +167,8 @@ class TestLabels:
         shown = colors.map(ids)
         for apart in (1, 2, 7, 49, 50, 100, 254, 256, 1024, 4096):
             assert (shown[apart:] != shown[:-apart]).any(axis=1).all(), apart
+        assert len(np.unique(shown, axis=0)) > 900
+        assert (shown[:, :3].max(axis=1) > 0.4).all()  # seen over black
         assert (colors.map(np.array([2**32 - 2, 2**32 - 1]))[:, 3] == 1).all()
         assert colors.map(np.array([0]))[0, 3] == 0
 
