@@ -26,7 +26,7 @@ from patchworks import tile_process
 from patchworks.fidelity import compare_objects
 from patchworks.plugins.cellpose import cellpose_fn
 
-TILE, OVERLAP = 192, 48
+TILE = 192
 
 
 def uneven(shape, seed=7):
@@ -37,32 +37,36 @@ def uneven(shape, seed=7):
     return image, np.where(shading > 0, truth, 0)
 
 
-def own_whole(image, weights, **keywords):
+def own_whole(image, weights, *, bfloat16=True, **keywords):
     """Return the labels of Cellpose's own evaluation of an image: no line of patchworks in it."""
     import torch
     from cellpose.models import CellposeModel
 
     install()
-    model = CellposeModel(gpu=False, pretrained_model=str(weights), device=torch.device("cpu"))
-    own = {"channels": [0, 0]} if version("cellpose").startswith("3") else {}
+    is_3 = version("cellpose").startswith("3")
+    own, half = ({"channels": [0, 0]}, {}) if is_3 else ({}, {"use_bfloat16": bfloat16})
+    device = torch.device("cpu")
+    model = CellposeModel(gpu=False, pretrained_model=str(weights), device=device, **half)
     everything = {"normalize": True, "norm3D": True, "percentile": [1.0, 99.0], "lowhigh": None}
     return model.eval(image, normalize=everything, diameter=DIAMETER, **own, **keywords)[0]
 
 
-def report(name, image, truth, weights):
+def report(name, image, truth, weights, *, overlap, bfloat16):
     started = time.perf_counter()
-    whole = own_whole(image, weights)
+    whole = own_whole(image, weights, bfloat16=bfloat16)
     print(
         f"{name}: {image.shape}, Cellpose {version('cellpose')}, {whole.max()} objects, "
-        f"{time.perf_counter() - started:.1f} s whole; tiles of {TILE}², overlap {OVERLAP}"
+        f"{time.perf_counter() - started:.1f} s whole; tiles of {TILE}², overlap {overlap}"
     )
     print(f"  whole against truth            F1@0.5 {compare_objects(truth, whole, 0.51).f1:.3f}")
     for normalize in ("global", "per tile"):
-        segmenter = cellpose_fn(str(weights), diameter=DIAMETER, normalize=normalize)
+        segmenter = cellpose_fn(
+            str(weights), diameter=DIAMETER, normalize=normalize, bfloat16=bfloat16
+        )
         prepared = segmenter.prepare(image.ravel())
         started = time.perf_counter()
         labels = tile_process(
-            image, WithSmallNetwork(segmenter), tile_shape=(TILE, TILE), overlap=OVERLAP,
+            image, WithSmallNetwork(segmenter), tile_shape=(TILE, TILE), overlap=overlap,
             progress=False, engine="threads", max_workers=1,
         ).compute()  # fmt: skip
         seconds = time.perf_counter() - started
@@ -81,15 +85,18 @@ def main():
     parser.add_argument("--nuclei", help="real nuclei, a TIFF of two axes")
     parser.add_argument("--masks", help="their masks")
     parser.add_argument("--size", type=int, default=768, help="of the made field; 0: none")
+    parser.add_argument("--overlap", type=int, default=48)
+    parser.add_argument("--float32", action="store_true", help="Cellpose 4 with all the bytes")
     options = parser.parse_args()
+    how = {"overlap": options.overlap, "bfloat16": not options.float32}
     weights = small_weights(options.folder)
     install()
     if options.size:
-        report("uneven field", *uneven((options.size, options.size)), weights)
+        report("uneven field", *uneven((options.size, options.size)), weights, **how)
     if options.nuclei:
         nuclei = imread(options.nuclei)
         masks = imread(options.masks) if options.masks else np.zeros(nuclei.shape, int)
-        report("real nuclei", nuclei, masks.astype(int), weights)
+        report("real nuclei", nuclei, masks.astype(int), weights, **how)
 
 
 if __name__ == "__main__":
