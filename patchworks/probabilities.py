@@ -119,7 +119,7 @@ class PostProcessing:
             labels = _as_labels(self._channel(output, self.foreground[0], "foreground"))
         else:
             labels = self._objects(output)
-        return _without_small(labels, self.min_size, margins)
+        return without_small(labels, self.min_size, margins)
 
     def _objects(self, output: np.ndarray) -> np.ndarray:
         if np.isnan(output).any():
@@ -250,17 +250,27 @@ def _as_labels(output: np.ndarray) -> np.ndarray:
     """Return a network's labels as integers, if that is what they are."""
     if output.dtype.kind in "iu":
         return output
-    whole = np.rint(output)
+    whole: np.ndarray = np.rint(output)
     if output.dtype.kind != "f" or not np.array_equal(whole, output):
         raise SegmenterError(
             f"the model's output is {output.dtype} and no whole numbers; expected labels: for "
             f"probabilities give postprocess='threshold', or another one"
         )
-    return whole.astype(np.int64)
+    return np.asarray(whole, np.int64)
 
 
-def _without_small(labels: np.ndarray, min_size: int, margins: Margins) -> np.ndarray:
-    """Return the labels of objects that are large enough, or may be."""
+def without_small(labels: np.ndarray, min_size: int, margins: Margins) -> np.ndarray:
+    """Return the labels of objects that are large enough, or may be.
+
+    Parameters
+    ----------
+    labels : numpy.ndarray
+        Of a tile.
+    min_size : int
+        Voxels that an object has at least.
+    margins : tuple of (int, int)
+        Voxels of halo per axis; objects at such a rim are left in, whatever is seen of them.
+    """
     if min_size <= 1 or labels.size == 0:
         return labels
     if labels.min() < 0:  # refused by who stages them
