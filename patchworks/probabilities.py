@@ -220,7 +220,7 @@ def maxima_apart(
     """
     size = [2 * each + 1 for each in distance]
     peaks = mask & (height >= ndimage.maximum_filter(height, size, mode="nearest"))
-    near = [2 * ((each + 1) // 2) + 1 for each in distance]
+    near = [2 * (each // 2) + 1 for each in distance]
     around = ndimage.maximum_filter(peaks.view(np.uint8), near, mode="constant").view(bool) & mask
     seeds = np.where(peaks, _components(around, connectivity), 0).astype(np.int32)
     pieces = _components(mask, connectivity)
