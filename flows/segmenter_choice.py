@@ -82,8 +82,9 @@ def as_shown(segmenter: Any) -> Any:
     if not callable(segmenter):
         return {"import": segmenter} if _is_path(segmenter) else _named(segmenter)
     name, module = name_of(segmenter), str(getattr(segmenter, "__module__", ""))
-    if module != "__main__" and _at(module, name) is segmenter:
-        return {"import": f"{module}:{name}"}
+    for package in () if module == "__main__" else _packages(module):
+        if _at(package, name) is segmenter:
+            return {"import": f"{package}:{name}"}
     return {"name": f"{name} (a function of the Python session that called)"}
 
 
@@ -93,6 +94,12 @@ def _is_path(segmenter: Any) -> bool:
 
 def _named(segmenter: Any) -> Any:
     return {"name": segmenter} if isinstance(segmenter, str) else dict(segmenter)
+
+
+def _packages(module: str) -> list[str]:
+    """Return the packages that a module lies in, the outermost first, and itself."""
+    parts = module.split(".")
+    return [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
 
 
 def _at(module: str, name: str) -> Any:

@@ -12,12 +12,13 @@ from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
-from patchworks import segmenters, tile_process
+from patchworks import tile_process
 from patchworks.errors import InputError
 from patchworks.segmenters import (
     Threshold,
     name_of,
     otsu_threshold,
+    resolve,
     resolve_segmenter,
     threshold,
 )
@@ -309,7 +310,7 @@ def test_an_import_with_empty_keywords_calls_the_factory():
 
 def test_a_segmenter_registered_by_another_package_is_known_by_its_name(monkeypatch):
     point = SimpleNamespace(name="theirs", load=lambda: Labeller)
-    monkeypatch.setattr(segmenters, "entry_points", lambda group: [point])
+    monkeypatch.setattr(resolve, "entry_points", lambda group: [point])
     assert resolve_segmenter({"name": "theirs", "label": 8}).label == 8
 
 
