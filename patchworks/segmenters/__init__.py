@@ -25,8 +25,17 @@ And another one, which is then called instead of the segmenter itself::
 
 `margins` gives per axis of the labels the voxels of halo on the lower and the upper side, 0 where
 the image ends. A segmenter that knows how far it looks can leave out what it cannot know there.
+
+An attribute `reach`, a number of voxels or one per axis of the labels, says how far that is: a run
+whose overlap is not more warns of it. And of tiles that it cannot segment a segmenter may say so
+before any work, by an `InputError` from::
+
+    segmenter.check_axes(n_axes, n_channels)
+
+with the axes of the labels, and the channels or None for tiles without an axis of them.
 """
 
+from patchworks.segmenters.blobs import Blobs, blobs
 from patchworks.segmenters.otsu import otsu_threshold
 from patchworks.segmenters.resolve import GROUP, resolve_segmenter
 from patchworks.segmenters.segmenter import Segmenter, name_of
@@ -35,9 +44,11 @@ from patchworks.segmenters.threshold import Threshold, threshold
 
 __all__ = [
     "GROUP",
+    "Blobs",
     "Segmenter",
     "StoredSegmenter",
     "Threshold",
+    "blobs",
     "loaded",
     "name_of",
     "otsu_threshold",
