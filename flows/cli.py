@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flows.cli_models import add_models
 from flows.cli_segmenters import add_segmenters
 from patchworks.errors import PatchworksError
 from patchworks.plugins.overview import overview_png
@@ -51,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     segment.add_argument("--overwrite", action="store_true", help="replace another run's labels")
     _add_plan(commands)
     _add_convert(commands)
+    add_models(commands)
     _add_ui(commands)
     add_segmenters(commands)
     return parser

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from patchworks.at_scale import at_scale
 from patchworks.auto_tile_shape import is_auto, layout_of, proposal_for
 from patchworks.emptiness import check_threshold
 from patchworks.errors import InputError
@@ -146,7 +147,8 @@ def plan_run(image: Any, segmenter: Segmenter, options: RunOptions) -> RunPlan:
             f"takes a tile and returns its labels"
         )
     source = describe_image(image, channel=options.channel, level=options.level)
-    asked = _Asked(source, segmenter, options)
+    apart = axes_apart(source, slice_wise=bool(options.slice_wise))
+    asked = _Asked(source, at_scale(segmenter, source, apart), options)
     if is_auto(options.tile_shape):
         return asked.plan(asked.auto_grid())
     grid = resolve_grid_apart(

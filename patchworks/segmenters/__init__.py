@@ -10,9 +10,16 @@ and slice by slice it is ``(Y, X)`` or ``(C, Y, X)``. A segmenter may carry one 
 which is called once per run with a sample of the whole image, flat (of several channels
 ``(C, n)``: the same voxels of each), and returns the segmenter to use on every tile. Statistics
 that must be the same everywhere (a global threshold, percentiles) belong there: computed per tile
-they would make every seam visible.
+they would make every seam visible. One that needs to know what an image is like carries::
 
-And a second one, which is then called instead of the segmenter itself::
+    calibrated = segmenter.at_scale(voxel_size, shape)
+
+which is called once per run before all else, and returns the segmenter to use from then on.
+`voxel_size` gives micrometers per axis of the tile but for channels, None where they are unknown;
+`shape` is that of the tile that would hold a whole time point, slice or image: of several channels
+``(C, Z, Y, X)``. What it finds wrong with them it says there, as an InputError, before any work.
+
+And another one, which is then called instead of the segmenter itself::
 
     labels = segmenter.segment_view(tile, margins)
 
