@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from flows.cli_models import add_models
+from flows.cli_segmenters import add_segmenters
 from patchworks.errors import PatchworksError
 from patchworks.plugins.overview import overview_png
 from patchworks.report import HALVINGS, RunReport
@@ -52,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_convert(commands)
     add_models(commands)
     _add_ui(commands)
+    add_segmenters(commands)
     return parser
 
 
@@ -88,7 +91,7 @@ def _add_function(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="a parameter of the segmenter, such as value=400; may be repeated",
+        help="a parameter of the segmenter, such as value=400 or diameter=[8,20,20]; repeatable",
     )
 
 
@@ -175,7 +178,10 @@ def _value(text: str) -> Any:
             return kind(text)
         except ValueError:
             continue
-    return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _segmenter(options: argparse.Namespace) -> Any:

@@ -37,7 +37,8 @@ with the axes of the labels, and the channels or None for tiles without an axis 
 
 from patchworks.segmenters.blobs import Blobs, blobs
 from patchworks.segmenters.otsu import otsu_threshold
-from patchworks.segmenters.resolve import GROUP, resolve_segmenter
+from patchworks.segmenters.registry import GROUP, known_segmenters
+from patchworks.segmenters.resolve import resolve_segmenter
 from patchworks.segmenters.segmenter import Segmenter, name_of
 from patchworks.segmenters.stored import StoredSegmenter, loaded
 from patchworks.segmenters.threshold import Threshold, threshold
@@ -49,6 +50,7 @@ __all__ = [
     "StoredSegmenter",
     "Threshold",
     "blobs",
+    "known_segmenters",
     "loaded",
     "name_of",
     "otsu_threshold",
