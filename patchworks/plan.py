@@ -228,10 +228,6 @@ class _Asked:
     def plan(self, grid: TileGrid) -> RunPlan:
         """Return the plan with these tiles."""
         _check_channels(self.source, self.options)
-        check = getattr(self.segmenter, "check_axes", None)
-        if check is not None:
-            lead = self.source.lead
-            check(grid.ndim - len(grid.apart), lead[0] if lead else None)
         target, spec = self.target, self.spec(grid)
         tiles = spec.tiles_fingerprint(self.identity, self.function)
         plan = RunPlan(

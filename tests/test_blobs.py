@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -220,6 +221,9 @@ def test_a_bad_parameter_is_refused_and_named(keywords, named):
 def test_diameters_of_other_axes_and_several_channels_are_refused_before_any_work():
     with pytest.raises(InputError, match="3 numbers for tiles of 2 axes"):
         tile_process(np.zeros((64, 64), "uint8"), blobs([3, 9, 9]), progress=False)
+    channels = zarr.array(np.zeros((2, 32, 32), "uint8"), dimension_names=("c", "y", "x"))
+    with pytest.raises(InputError, match="'blobs' segments one channel"):
+        tile_process(channels, blobs(9), channel=[0, 1], progress=False)
 
 
 # --- the overlap --------------------------------------------------------------------------------

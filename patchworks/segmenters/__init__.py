@@ -27,12 +27,7 @@ And another one, which is then called instead of the segmenter itself::
 the image ends. A segmenter that knows how far it looks can leave out what it cannot know there.
 
 An attribute `reach`, a number of voxels or one per axis of the labels, says how far that is: a run
-whose overlap is not more warns of it. And of tiles that it cannot segment a segmenter may say so
-before any work, by an `InputError` from::
-
-    segmenter.check_axes(n_axes, n_channels)
-
-with the axes of the labels, and the channels or None for tiles without an axis of them.
+whose overlap is not more warns of it.
 """
 
 from patchworks.segmenters.blobs import Blobs, blobs

@@ -12,7 +12,7 @@ from scipy import ndimage
 from patchworks.errors import InputError
 from patchworks.run import finite_number
 from patchworks.segmenters.otsu import otsu_threshold
-from patchworks.segmenters.per_axis import PerAxis, numbers, spread
+from patchworks.segmenters.per_axis import PerAxis, numbers, one_channel, spread
 from patchworks.segmenters.reach import TRUNCATE, gaussian_radius, hide_rims
 from patchworks.segmenters.steepest_ascent import climb, summits
 
@@ -29,13 +29,11 @@ class Blobs:
     contrast: float = 0.0
     smoothing: float = 0.0
 
-    def check_axes(self, n_axes: int, n_channels: int | None) -> None:
-        """Raise InputError if tiles of so many axes and channels cannot be segmented."""
-        if n_channels is not None:
-            raise InputError(
-                "'blobs' segments one channel; give one, or a function of tiles (C, Z, Y, X)"
-            )
-        spread("blobs diameter", self.diameter, n_axes)
+    def at_scale(self, voxel_size: Sequence[float | None], shape: Sequence[int]) -> Blobs:
+        """Return itself; raise InputError if tiles of such axes cannot be segmented."""
+        one_channel("blobs", voxel_size, shape)
+        spread("blobs diameter", self.diameter, len(voxel_size))
+        return self
 
     def prepare(self, sample: np.ndarray) -> Blobs:
         """Return the segmenter with Otsu's threshold of `sample`, if none was given."""

@@ -1,4 +1,4 @@
-"""A parameter of a segmenter that is one number for all axes of a tile, or one for each."""
+"""The axes of a tile: parameters that are one number for all of them, or one for each."""
 
 from __future__ import annotations
 
@@ -70,3 +70,19 @@ def spread(name: str, value: PerAxis, n_axes: int) -> tuple[float, ...]:
             f"number, or one per axis"
         )
     return value
+
+
+def one_channel(name: str, voxel_size: Sequence[object], shape: Sequence[int]) -> None:
+    """Raise InputError if tiles have an axis of several channels.
+
+    Parameters
+    ----------
+    name : str
+        Of the segmenter.
+    voxel_size, shape : sequence
+        An entry per axis of a tile, the first but for that of channels.
+    """
+    if len(shape) > len(voxel_size):
+        raise InputError(
+            f"{name!r} segments one channel; give one, or a function of tiles (C, Z, Y, X)"
+        )

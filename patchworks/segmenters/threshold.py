@@ -12,7 +12,7 @@ from scipy import ndimage
 from patchworks.errors import InputError
 from patchworks.run import finite_number
 from patchworks.segmenters.otsu import otsu_threshold
-from patchworks.segmenters.per_axis import PerAxis, numbers, spread, whole
+from patchworks.segmenters.per_axis import PerAxis, numbers, one_channel, spread, whole
 from patchworks.segmenters.reach import TRUNCATE, gaussian_radius, hide_rims
 
 Local = Literal["mean", "gaussian"]
@@ -32,13 +32,11 @@ class Threshold:
     window: PerAxis = 51.0
     offset: float = 0.0
 
-    def check_axes(self, n_axes: int, n_channels: int | None) -> None:
-        """Raise InputError if tiles of so many axes and channels cannot be segmented."""
-        if n_channels is not None:
-            raise InputError(
-                "'threshold' segments one channel; give one, or a function of tiles (C, Z, Y, X)"
-            )
-        spread("threshold window", self.window, n_axes)
+    def at_scale(self, voxel_size: Sequence[float | None], shape: Sequence[int]) -> Threshold:
+        """Return itself; raise InputError if tiles of such axes cannot be segmented."""
+        one_channel("threshold", voxel_size, shape)
+        spread("threshold window", self.window, len(voxel_size))
+        return self
 
     def prepare(self, sample: np.ndarray) -> Threshold:
         """Return the segmenter with Otsu's threshold of `sample`, if it is to be global."""
