@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flows.facility.commands import add_facility
 from patchworks.errors import PatchworksError
 from patchworks.plugins.overview import overview_png
 from patchworks.report import HALVINGS, RunReport
@@ -50,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_plan(commands)
     _add_convert(commands)
     _add_ui(commands)
+    add_facility(commands)
     return parser
 
 
