@@ -11,6 +11,7 @@ from typing import Any
 
 from flows.cli_models import add_models
 from flows.cli_segmenters import add_segmenters
+from flows.facility.commands import add_facility
 from patchworks.errors import PatchworksError
 from patchworks.plugins.overview import overview_png
 from patchworks.report import HALVINGS, RunReport
@@ -56,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_ui(commands)
     add_segmenters(commands)
     _add_view(commands)
+    add_facility(commands)
     return parser
 
 
