@@ -11,6 +11,7 @@ from typing import Any
 
 from flows.cli_models import add_models
 from flows.cli_segmenters import add_segmenters
+from flows.facility.commands import add_facility
 from patchworks.errors import PatchworksError
 from patchworks.plugins.overview import overview_png
 from patchworks.report import HALVINGS, RunReport
@@ -55,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     add_models(commands)
     _add_ui(commands)
     add_segmenters(commands)
+    _add_view(commands)
+    add_facility(commands)
     return parser
 
 
@@ -146,6 +149,13 @@ def _add_ui(commands: Any) -> None:
     ui = commands.add_parser("ui", help="show past and present runs in a browser, until Ctrl-C")
     ui.set_defaults(run=_ui)
     ui.add_argument("--open", action="store_true", help="open the browser")
+
+
+def _add_view(commands: Any) -> None:
+    view = commands.add_parser("view", help="show an image and its labels in napari")
+    view.set_defaults(run=_view)
+    view.add_argument("store", help="path or URL of an OME-Zarr image, or of a label image")
+    view.add_argument("labels", nargs="*", help="labels to show (default: all of the image's)")
 
 
 def _integers(text: str) -> tuple[int, ...]:
@@ -274,6 +284,15 @@ def _ui(options: argparse.Namespace) -> None:
     from flows.ui import show_ui
 
     show_ui(open_browser=options.open)
+
+
+def _view(options: argparse.Namespace) -> None:
+    from patchworks.extras import import_extra
+    from patchworks.plugins.napari import view_in_napari
+
+    napari = import_extra("napari", "napari", "patchworks view")
+    view_in_napari(options.store, options.labels or None)
+    napari.run()
 
 
 def _say(report: RunReport, picture: Path | None) -> None:

@@ -137,7 +137,8 @@ class PostProcessing:
             marked = _components((seeds > self.seed_threshold) & mask, self.connectivity)
         else:
             marked = (seeds > self.seed_threshold) & mask
-            marked = maxima_apart(seeds, marked, self._apart(mask.ndim), self.connectivity)
+            steps = np.round(seeds * STEPS)
+            marked = maxima_apart(steps, marked, self._apart(mask.ndim), self.connectivity)
         return _flooded(-np.round(inside * STEPS), marked, mask, self.connectivity)
 
     def _maps(self, output: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -186,7 +187,7 @@ class PostProcessing:
 def numbered(channels: Sequence[int] | int | None) -> tuple[int, ...]:
     """Return channels as they are named by a user: several, one, or None for the first."""
     if channels is None:
-        return (0,)
+        channels = 0
     return tuple(channels) if isinstance(channels, Sequence) else (channels,)
 
 

@@ -7,6 +7,7 @@ asked for twice, by the same name, is made once.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
@@ -25,6 +26,10 @@ from patchworks.errors import InputError, PatchworksError
 logger = logging.getLogger(__name__)
 
 PROCESS = "process image/cpu"
+"""The deployment that processes an image, unless settings name another one."""
+
+BUSY_S = 60.0
+"""Seconds until an image that another run is at work on is asked for again."""
 
 
 class Taking(Group):
@@ -54,13 +59,14 @@ class Outcome:
 
     Parameters
     ----------
-    kind : {"going on", "done", "failed", "crashed"}
-        Failed runs said why; crashed ones ended without a word.
+    kind : {"going on", "done", "failed", "crashed", "busy"}
+        Failed runs said why; crashed ones ended without a word; busy ones found that another run,
+        which the server may take for dead, is at work on the same image.
     reason : str
         What it said.
     """
 
-    kind: Literal["going on", "done", "failed", "crashed"]
+    kind: Literal["going on", "done", "failed", "crashed", "busy"]
     reason: str = ""
 
 
@@ -163,6 +169,9 @@ class Intake:
                 self._quarantine(record, outcome.reason)
             elif outcome.kind == "crashed":
                 self._crashed(record, outcome.reason)
+            elif outcome.kind == "busy":
+                later = replace(record.waiting(), not_before=time.time() + BUSY_S)
+                self.inbox.ledger.update(later)
 
     def _done(self, record: Record) -> None:
         self.inbox.quarantine.release(record.path)
@@ -222,7 +231,9 @@ class Intake:
         n_running = sum(bool(record.flow_run) or self._ask(record) for record in asked)
         n_waiting = len(records) - len(asked)
         for record in records:
-            if record.request is None and n_running < self.taking.limit:
+            if record.not_before > time.time():
+                n_waiting -= record.request is None  # it keeps nobody else waiting
+            elif record.request is None and n_running < self.taking.limit:
                 n_running += self._start(record)
                 n_waiting -= 1
         n_left = len(ready)

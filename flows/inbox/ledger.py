@@ -60,6 +60,8 @@ class Record:
         Id of that one; empty until it is known.
     n_crashed : int
         How many of them ended without a word.
+    not_before : float
+        When it may be asked for again, in seconds since 1970.
     reason : str
         Why it is quarantined.
     """
@@ -75,6 +77,7 @@ class Record:
     request: dict[str, Any] | None = None
     flow_run: str = ""
     n_crashed: int = 0
+    not_before: float = 0.0
     reason: str = ""
 
     @property

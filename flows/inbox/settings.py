@@ -156,8 +156,9 @@ def _check_harmless(path: str, settings: Settings) -> None:
     asked = []
     if isinstance(settings.segmenter, Imported):
         asked.append("segmenter: import")
-    if settings.cluster is not None:
-        asked.append("cluster")
+    cluster = settings.cluster
+    if cluster is not None and (cluster.kind, cluster.host) != ("local", ClusterSpec().host):
+        asked.append("cluster: of other machines")
     if settings.labels is not None and settings.labels.write_to is not None:
         asked.append("labels: write_to")
     if settings.run is not None and settings.run.stage_dir is not None:

@@ -16,7 +16,7 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
 from flows.errors import ServerError
 from flows.inbox.intake import Outcome
-from patchworks.errors import InputError
+from patchworks.errors import InputError, TargetInUseError
 
 _AT_A_TIME = 200  # the most that a server returns
 _TAG = "inbox"
@@ -102,6 +102,9 @@ def outcome_of(run: FlowRun) -> Outcome:
         return Outcome("crashed", message)
     if state.type == StateType.CANCELLED:
         return Outcome("failed", f"somebody cancelled its run. {message}".strip())
+    message = message.removeprefix("Flow run encountered an exception: ")
+    if message.startswith(f"{TargetInUseError.__name__}: "):
+        return Outcome("busy", message)
     return Outcome("failed", message or "its run failed; see its page")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,24 @@ def test_a_run_that_crashes_again_and_again_is_quarantined(tmp_path):
     assert (tmp_path / "inbox" / "00.czi").read_bytes() == b"x", "the file is where it was"
 
 
+def test_an_image_that_another_run_is_at_work_on_waits_and_keeps_nobody_else_waiting(
+    tmp_path,
+):
+    inbox, runs = an_inbox(tmp_path / "inbox", 2), Runs()
+    step(inbox, runs, limit=1)
+    runs.end_oldest(Outcome("busy", "another run is writing it"))
+    step(inbox, runs, limit=1)
+    assert [Path(source).name for source in runs.sources] == ["00.czi", "01.czi"]
+    runs.end_oldest()
+    assert step(inbox, runs, limit=1).has_work
+    assert len(runs.asked) == 2
+    (record,) = inbox.ledger.records("open")
+    inbox.ledger.update(replace(record, not_before=0.0))
+    finish(inbox, runs, limit=1)
+    assert len(runs.asked) == 3
+    assert len(inbox.ledger.records("done")) == 2
+
+
 def test_a_run_that_the_server_forgot_is_asked_for_again(tmp_path):
     inbox, runs = an_inbox(tmp_path / "inbox", 1), Runs()
     step(inbox, runs)
@@ -254,7 +273,8 @@ class TestSettings:
             ("segmenter: {name: threshold, valu: 3}", "valu"),
             ("labels: {pyramid_levels: 0}", "greater than or equal to 1"),
             ("segmenter: {import: 'os:system'}", "refused"),
-            ("cluster: {n_workers: 2}", "refused"),
+            ("cluster: {kind: class, cluster_class: a.B}", "refused"),
+            ("cluster: {host: 0.0.0.0}", "refused"),
             ("labels: {write_to: /etc/labels.zarr}", "refused"),
             ("run: {stage_dir: /etc}", "refused"),
         ],
