@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from flows.cli_models import add_models
+from flows.cli_segmenters import add_segmenters
+from flows.facility.commands import add_facility
 from patchworks.errors import PatchworksError
 from patchworks.plugins.overview import overview_png
 from patchworks.report import HALVINGS, RunReport
@@ -52,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_convert(commands)
     add_models(commands)
     _add_ui(commands)
+    add_segmenters(commands)
+    _add_view(commands)
+    add_facility(commands)
     return parser
 
 
@@ -88,7 +94,7 @@ def _add_function(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="a parameter of the segmenter, such as value=400; may be repeated",
+        help="a parameter of the segmenter, such as value=400 or diameter=[8,20,20]; repeatable",
     )
 
 
@@ -145,6 +151,13 @@ def _add_ui(commands: Any) -> None:
     ui.add_argument("--open", action="store_true", help="open the browser")
 
 
+def _add_view(commands: Any) -> None:
+    view = commands.add_parser("view", help="show an image and its labels in napari")
+    view.set_defaults(run=_view)
+    view.add_argument("store", help="path or URL of an OME-Zarr image, or of a label image")
+    view.add_argument("labels", nargs="*", help="labels to show (default: all of the image's)")
+
+
 def _integers(text: str) -> tuple[int, ...]:
     try:
         return tuple([int(part) for part in text.split(",")])
@@ -175,7 +188,10 @@ def _value(text: str) -> Any:
             return kind(text)
         except ValueError:
             continue
-    return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _segmenter(options: argparse.Namespace) -> Any:
@@ -268,6 +284,15 @@ def _ui(options: argparse.Namespace) -> None:
     from flows.ui import show_ui
 
     show_ui(open_browser=options.open)
+
+
+def _view(options: argparse.Namespace) -> None:
+    from patchworks.extras import import_extra
+    from patchworks.plugins.napari import view_in_napari
+
+    napari = import_extra("napari", "napari", "patchworks view")
+    view_in_napari(options.store, options.labels or None)
+    napari.run()
 
 
 def _say(report: RunReport, picture: Path | None) -> None:

@@ -154,10 +154,16 @@ class ImageModel:
             wanted = "; a model of 2-D images takes slice_wise=True" if n_axes > 2 else ""
             failure = SegmenterError(
                 f"the model failed on an input of shape {array.shape} {array.dtype} "
-                f"({self.input.layout}): {type(error).__name__}: {error}{wanted}"
+                f"({self.input.layout}): {type(error).__name__}: {_in_short(error)}{wanted}"
             )
             failure.heals = may_heal(error)
             raise failure from error
+
+
+def _in_short(error: Exception) -> str:
+    """Return what an error says; of one with a traceback in it, as TorchScript's, the last line."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if len(lines) > 5 else " ".join(lines)
 
 
 def chosen(outputs: object, which: int) -> object:

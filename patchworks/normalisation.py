@@ -36,6 +36,8 @@ class Normalisation:
         One for each channel, or one for all; None until the image is known.
     clip : bool
         Whether the result is cut off at 0 and 1.
+    together : bool
+        Whether all channels have the same percentiles, as those of a colour image should.
 
     Examples
     --------
@@ -50,6 +52,7 @@ class Normalisation:
     offset: tuple[float, ...] | None = None
     scale: tuple[float, ...] | None = None
     clip: bool = False
+    together: bool = False
 
     @classmethod
     def checked(
@@ -60,6 +63,7 @@ class Normalisation:
         given: tuple[Sequence[float] | None, Sequence[float] | None],
         *,
         clip: bool = False,
+        together: bool = False,
     ) -> Normalisation:
         """Return the normalisation that a segmenter's parameters describe.
 
@@ -73,7 +77,7 @@ class Normalisation:
             The low and the high one.
         given : tuple
             Offset and scale, which only ``"given"`` takes.
-        clip : bool
+        clip, together : bool
             As above.
 
         Raises
@@ -98,7 +102,15 @@ class Normalisation:
             )
         if scale is not None and 0 in scale:
             raise InputError(f"{what} scale={given[1]!r}: voxels are divided by it; expected no 0")
-        return cls(how=how, low=low, high=high, offset=offset, scale=scale, clip=bool(clip))  # type: ignore[arg-type]
+        return cls(
+            how=how,  # type: ignore[arg-type] # one of them: see above
+            low=low,
+            high=high,
+            offset=offset,
+            scale=scale,
+            clip=bool(clip),
+            together=bool(together),
+        )
 
     @property
     def is_known(self) -> bool:
@@ -115,7 +127,8 @@ class Normalisation:
         """
         if self.is_known:
             return self
-        found = [self._of_channel(channel) for channel in np.atleast_2d(sample)]
+        channels = sample.reshape(1, -1) if self.together else np.atleast_2d(sample)
+        found = [self._of_channel(channel) for channel in channels]
         return replace(
             self, offset=tuple([a for a, _ in found]), scale=tuple([b for _, b in found])
         )

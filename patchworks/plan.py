@@ -40,7 +40,7 @@ from patchworks.io.source import (
 from patchworks.io.stage import Stage
 from patchworks.pipeline import RunPlan
 from patchworks.run import RunSpec, parse_stitch
-from patchworks.segmenters import Segmenter, Threshold, name_of
+from patchworks.segmenters import Segmenter, name_of
 
 logger = logging.getLogger("patchworks")
 
@@ -178,16 +178,9 @@ def _slice_axis(source: ImageSource) -> int | None:
     return None if found < 0 or found == source.time_axis else found
 
 
-def _check_channels(source: ImageSource, segmenter: Segmenter, options: RunOptions) -> None:
+def _check_channels(source: ImageSource, options: RunOptions) -> None:
     """Raise InputError for what does not go with several channels."""
-    if not source.lead:
-        return
-    if isinstance(segmenter, Threshold):
-        raise InputError(
-            f"channel={options.channel!r}: 'threshold' segments one channel; give one, or a "
-            f"function of tiles (C, Z, Y, X)"
-        )
-    if options.skip_empty and options.empty_threshold is None:
+    if source.lead and options.skip_empty and options.empty_threshold is None:
         raise InputError(
             f"channel={options.channel!r} with skip_empty: what is signal differs between channels;"
             f" give empty_threshold=, which holds for all of them"
@@ -234,7 +227,7 @@ class _Asked:
 
     def plan(self, grid: TileGrid) -> RunPlan:
         """Return the plan with these tiles."""
-        _check_channels(self.source, self.segmenter, self.options)
+        _check_channels(self.source, self.options)
         target, spec = self.target, self.spec(grid)
         tiles = spec.tiles_fingerprint(self.identity, self.function)
         plan = RunPlan(

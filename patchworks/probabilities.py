@@ -119,7 +119,7 @@ class PostProcessing:
             labels = _as_labels(self._channel(output, self.foreground[0], "foreground"))
         else:
             labels = self._objects(output)
-        return _without_small(labels, self.min_size, margins)
+        return without_small(labels, self.min_size, margins)
 
     def _objects(self, output: np.ndarray) -> np.ndarray:
         if np.isnan(output).any():
@@ -136,9 +136,9 @@ class PostProcessing:
         if self.seed_distance is None:
             marked = _components((seeds > self.seed_threshold) & mask, self.connectivity)
         else:
-            marked = maxima_apart(
-                seeds, (seeds > self.seed_threshold) & mask, self._apart(mask.ndim)
-            )
+            marked = (seeds > self.seed_threshold) & mask
+            steps = np.round(seeds * STEPS)
+            marked = maxima_apart(steps, marked, self._apart(mask.ndim), self.connectivity)
         return _flooded(-np.round(inside * STEPS), marked, mask, self.connectivity)
 
     def _maps(self, output: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -178,27 +178,25 @@ class PostProcessing:
         """Return the pieces of a mask, cut between the middles of their wide parts."""
         if mask.all():  # the transform would measure to a background that there is not
             return np.ones(mask.shape, np.int32)
-        pieces = _components(mask, self.connectivity)
         sampling = (self.anisotropy, 1, 1) if mask.ndim == 3 else None
         depth = ndimage.distance_transform_edt(mask, sampling=sampling).astype(np.float32)
-        seeds = maxima_apart(depth, mask, self._apart(mask.ndim))
-        # A small piece beside a wide one has no maximum of its own: it is one object.
-        has_seed = np.zeros(int(pieces.max()) + 1, bool)
-        has_seed[pieces[seeds > 0]] = True
-        alone = mask & ~has_seed[pieces]
-        seeds[alone] = pieces[alone] + seeds.max()
+        seeds = maxima_apart(depth, mask, self._apart(mask.ndim), self.connectivity)
         return _flooded(-depth, seeds, mask, self.connectivity)
 
 
 def numbered(channels: Sequence[int] | int | None) -> tuple[int, ...]:
     """Return channels as they are named by a user: several, one, or None for the first."""
     if channels is None:
-        return (0,)
+        channels = 0
     return tuple(channels) if isinstance(channels, Sequence) else (channels,)
 
 
-def maxima_apart(height: np.ndarray, mask: np.ndarray, distance: tuple[int, ...]) -> np.ndarray:
+def maxima_apart(
+    height: np.ndarray, mask: np.ndarray, distance: tuple[int, ...], connectivity: int = 1
+) -> np.ndarray:
     """Return the maxima of a map within a mask, numbered; none in a box around a higher one.
+
+    A piece of the mask that has none, for there is a higher piece beside it, is one itself.
 
     Parameters
     ----------
@@ -208,6 +206,8 @@ def maxima_apart(height: np.ndarray, mask: np.ndarray, distance: tuple[int, ...]
         Where maxima count, bool.
     distance : tuple of int
         Per axis, how far a maximum is the highest, in voxels.
+    connectivity : int
+        How many axes a step within a piece of the mask may change.
 
     Returns
     -------
@@ -221,9 +221,15 @@ def maxima_apart(height: np.ndarray, mask: np.ndarray, distance: tuple[int, ...]
     """
     size = [2 * each + 1 for each in distance]
     peaks = mask & (height >= ndimage.maximum_filter(height, size, mode="nearest"))
-    near = [2 * ((each + 1) // 2) + 1 for each in distance]
+    near = [2 * (each // 2) + 1 for each in distance]
     around = ndimage.maximum_filter(peaks.view(np.uint8), near, mode="constant").view(bool) & mask
-    return np.where(peaks, _components(around, mask.ndim), 0).astype(np.int32)
+    seeds = np.where(peaks, _components(around, connectivity), 0).astype(np.int32)
+    pieces = _components(mask, connectivity)
+    has_seed = np.zeros(int(pieces.max(initial=0)) + 1, bool)
+    has_seed[pieces[peaks]] = True
+    alone = mask & ~has_seed[pieces]
+    seeds[alone] = _components(alone, connectivity)[alone] + seeds.max()
+    return seeds
 
 
 def _one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -250,17 +256,27 @@ def _as_labels(output: np.ndarray) -> np.ndarray:
     """Return a network's labels as integers, if that is what they are."""
     if output.dtype.kind in "iu":
         return output
-    whole = np.rint(output)
+    whole: np.ndarray = np.rint(output)
     if output.dtype.kind != "f" or not np.array_equal(whole, output):
         raise SegmenterError(
             f"the model's output is {output.dtype} and no whole numbers; expected labels: for "
             f"probabilities give postprocess='threshold', or another one"
         )
-    return whole.astype(np.int64)
+    return np.asarray(whole, np.int64)
 
 
-def _without_small(labels: np.ndarray, min_size: int, margins: Margins) -> np.ndarray:
-    """Return the labels of objects that are large enough, or may be."""
+def without_small(labels: np.ndarray, min_size: int, margins: Margins) -> np.ndarray:
+    """Return the labels of objects that are large enough, or may be.
+
+    Parameters
+    ----------
+    labels : numpy.ndarray
+        Of a tile.
+    min_size : int
+        Voxels that an object has at least.
+    margins : tuple of (int, int)
+        Voxels of halo per axis; objects at such a rim are left in, whatever is seen of them.
+    """
     if min_size <= 1 or labels.size == 0:
         return labels
     if labels.min() < 0:  # refused by who stages them

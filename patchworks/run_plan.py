@@ -23,7 +23,7 @@ from patchworks.execution.executor import (
     shrinking_batches,
 )
 from patchworks.execution.machine import Memory, available_cores, return_free_memory
-from patchworks.execution.progress import say, with_progress
+from patchworks.execution.progress import Progress, say, with_progress
 from patchworks.fingerprint import remember_after_run
 from patchworks.io.run_lock import RunLock, lock_path_of
 from patchworks.io.stage import Stage
@@ -37,6 +37,7 @@ from patchworks.pipeline import (
 )
 from patchworks.plan import check_reachable
 from patchworks.report import RunReport
+from patchworks.segmenters.reach import warn_if_short
 from patchworks.steps.merge import Relabeling
 from patchworks.tile_stream import TileOutcome
 
@@ -49,7 +50,7 @@ def run_plan(
     plan: RunPlan,
     executor: Executor,
     *,
-    progress: bool = True,
+    progress: Progress = True,
     keep_stage: bool = False,
     resume: bool = True,
     engine: Engine | OnGpus = "auto",
@@ -62,8 +63,8 @@ def run_plan(
         What to do.
     executor : Executor
         What runs the batches.
-    progress : bool
-        Show bars and, at the end, what was done.
+    progress : bool or callable
+        Show bars and, at the end, what was done; or what is told instead.
     keep_stage, resume, engine
         As in `patchworks.tile_process`.
 
@@ -204,7 +205,7 @@ class _Steps:
         report: RunReport,
         lock: RunLock,
         *,
-        progress: bool,
+        progress: Progress,
         engine: Engine | OnGpus,
     ) -> None:
         self.plan = plan
@@ -222,6 +223,7 @@ class _Steps:
         """Make the image readable for every worker, prepare the function, choose what is signal."""
         with self.report.timed("prepare"):
             plan = make_readable(self.plan, by_other_processes=self.executor.crosses_processes)
+            warn_if_short(plan.segmenter, plan.spec.grid)
             prepared = prepare_segmenter(plan.segmenter, plan.source)
             plan = with_segmenter(plan, prepared)
             if plan.spec.skip_empty:
@@ -285,7 +287,7 @@ class _Steps:
             total=len(todo),
             what="segment",
             unit="tile",
-            shown=self.progress and len(todo) > 0,
+            shown=self.progress if todo else False,
             count=len,
             look=lambda: self.plan.stage.n_done() - n_before,
         )
@@ -343,7 +345,7 @@ class _Steps:
                 total=len(indices),
                 what=what,
                 unit=unit,
-                shown=self.progress and len(indices) > 0,
+                shown=self.progress if indices else False,
                 count=count,
             )
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from patchworks.engine import Engine, choose_workers, kept_here
+from patchworks.execution.progress import Progress
 from patchworks.geometry.tile_shape import TileShapeRule
 from patchworks.io.channels import ChannelChoice
 from patchworks.io.source import kind_of
@@ -31,7 +32,7 @@ def tile_process(
     use_gpu: bool = False,
     max_workers: int | None = None,
     engine: Engine = "auto",
-    progress: bool = True,
+    progress: Progress = True,
     write_to: PathLike | None = None,
     output_component: str = "labels",
     pyramid_levels: int | None = None,
@@ -89,8 +90,9 @@ def tile_process(
         Where the function is called. "auto": in threads, until the first tiles show that it holds
         the interpreter's lock, as pure Python does; then in worker processes, started for it and
         ended after it. With an active Dask client its workers are used whatever is said here.
-    progress : bool
-        Show bars, and a summary at the end.
+    progress : bool or callable
+        Show bars, and a summary at the end. A callable is told instead, now and then and from any
+        thread: ``progress(step, n_done, n_total)``. It must not raise.
     write_to : path or URL, optional
         Where to write the label image. None: ``labels/<output_component>`` in the image's own
         store; for an array, a temporary store that is removed when the process ends.

@@ -13,8 +13,11 @@ import numpy as np
 from PIL import Image
 
 from patchworks.errors import InputError
+from patchworks.geometry.neighbour_colors import neighbour_colors
 from patchworks.io.channels import ChannelChoice
+from patchworks.io.find_labels import labels_named, only_labels
 from patchworks.io.image_source import ImageSource
+from patchworks.io.location import Location
 from patchworks.io.projection import (
     level_filling,
     maximum_projection,
@@ -52,8 +55,8 @@ SEAM = 150
 
 def overview_png(
     image: str | os.PathLike[str],
-    labels: str | os.PathLike[str],
-    path: str | os.PathLike[str],
+    labels: str | os.PathLike[str] | None = None,
+    path: str | os.PathLike[str] = "overview.png",
     *,
     channel: ChannelChoice = 0,
     level: int = 0,
@@ -66,8 +69,9 @@ def overview_png(
     ----------
     image : path or URL
         The image's store.
-    labels : path or URL
-        The label image's group.
+    labels : path, URL or name, optional
+        The label image: its group, or the name of one that lies in the image's store or beside it;
+        None for the only one there is.
     path : path
         The PNG to write.
     channel, level
@@ -87,7 +91,8 @@ def overview_png(
     SourceNotFoundError
         If a store is missing.
     InputError
-        If the labels do not have the image's shape, or have no level small enough to be drawn.
+        If there are no labels, or several and none is named; if they do not have the image's
+        shape, or no level small enough to be drawn.
     """
     picture = overview_picture(
         image, labels, channel=channel, level=level, tile_shape=tile_shape, max_pixels=max_pixels
@@ -98,7 +103,7 @@ def overview_png(
 
 def overview_picture(
     image: str | os.PathLike[str],
-    labels: str | os.PathLike[str],
+    labels: str | os.PathLike[str] | None = None,
     *,
     channel: ChannelChoice = 0,
     level: int = 0,
@@ -115,8 +120,9 @@ def overview_picture(
     ----------
     image : path or URL
         The image's store.
-    labels : path or URL
-        The label image's group.
+    labels : path, URL or name, optional
+        The label image: its group, or the name of one that lies in the image's store or beside it;
+        None for the only one there is.
     channel, level
         Of the image, as it was segmented; of several channels the first is drawn.
     tile_shape : tuple of int, optional
@@ -136,13 +142,26 @@ def overview_picture(
     SourceNotFoundError
         If a store is missing.
     InputError
-        If the labels do not have the image's shape, one plane or chunk of their smallest level is
-        too large to be read, or `max_bytes` is less than any picture takes.
+        If there are no labels, or several and none is named; if they do not have the image's
+        shape, one plane or chunk of their smallest level is too large to be read, or `max_bytes` is
+        less than any picture takes.
     """
     source = open_source(image, channel=channel, level=level)
     return overview_of(
-        source, labels, tile_shape=tile_shape, max_pixels=max_pixels, max_bytes=max_bytes
+        source,
+        labels_of(image, labels),
+        tile_shape=tile_shape,
+        max_pixels=max_pixels,
+        max_bytes=max_bytes,
     )
+
+
+def labels_of(image: str | os.PathLike[str], labels: str | os.PathLike[str] | None) -> str:
+    """Return the place of the label image that `labels` means for an image, see `overview_png`."""
+    place = Location.parse(image, "image")
+    if labels is None:
+        return only_labels(place).url
+    return labels_named(place, os.fspath(labels)).url
 
 
 def overview_of(
@@ -196,7 +215,9 @@ class _Drawing:
             # Wide enough to be seen when a page shrinks it, where objects are not mostly outline.
             wide = _outlines(self.labels, 2)
             edge = wide if wide.sum() < 0.6 * (self.labels > 0).sum() else edge
-        picture[edge] = (N_GREYS + self.labels[edge] % len(PALETTE)).astype(np.uint8)
+        labels, ranks = np.unique(self.labels[edge], return_inverse=True)
+        colors = neighbour_colors(self.labels, labels, len(PALETTE))
+        picture[edge] = (N_GREYS + colors[ranks]).astype(np.uint8)
         return picture
 
 

@@ -25,19 +25,27 @@ And another one, which is then called instead of the segmenter itself::
 
 `margins` gives per axis of the labels the voxels of halo on the lower and the upper side, 0 where
 the image ends. A segmenter that knows how far it looks can leave out what it cannot know there.
+
+An attribute `reach`, a number of voxels or one per axis of the labels, says how far that is: a run
+whose overlap is not more warns of it.
 """
 
+from patchworks.segmenters.blobs import Blobs, blobs
 from patchworks.segmenters.otsu import otsu_threshold
-from patchworks.segmenters.resolve import GROUP, resolve_segmenter
+from patchworks.segmenters.registry import GROUP, known_segmenters
+from patchworks.segmenters.resolve import resolve_segmenter
 from patchworks.segmenters.segmenter import Segmenter, name_of
 from patchworks.segmenters.stored import StoredSegmenter, loaded
 from patchworks.segmenters.threshold import Threshold, threshold
 
 __all__ = [
     "GROUP",
+    "Blobs",
     "Segmenter",
     "StoredSegmenter",
     "Threshold",
+    "blobs",
+    "known_segmenters",
     "loaded",
     "name_of",
     "otsu_threshold",

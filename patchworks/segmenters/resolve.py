@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Any, cast
 
-from patchworks.errors import InputError
+from patchworks.errors import InputError, PatchworksError
+from patchworks.segmenters.registry import find_known, load_factory
 from patchworks.segmenters.segmenter import Segmenter
-from patchworks.segmenters.threshold import threshold
-
-GROUP = "patchworks.segmenters"
-"""Entry point group through which a package offers segmenters by name."""
 
 
 def resolve_segmenter(spec: Segmenter | str | Mapping[str, Any]) -> Segmenter:
@@ -29,6 +26,8 @@ def resolve_segmenter(spec: Segmenter | str | Mapping[str, Any]) -> Segmenter:
     ------
     InputError
         If the name is not known, cannot be imported or does not take these parameters.
+    MissingExtraError
+        If it takes a package that is not installed.
     """
     if isinstance(spec, str):
         spec = {"import": spec} if ":" in spec else {"name": spec}
@@ -46,16 +45,8 @@ def resolve_segmenter(spec: Segmenter | str | Mapping[str, Any]) -> Segmenter:
 
 
 def _named(parameters: dict[str, Any]) -> Segmenter:
-    name = parameters.pop("name", None)
-    known = {point.name: point for point in entry_points(group=GROUP)}
-    if name == "threshold":
-        factory: Callable[..., Segmenter] = threshold
-    elif isinstance(name, str) and name in known:
-        factory = known[name].load()
-    else:
-        names = sorted({"threshold", *known})
-        raise InputError(f"segmenter {name!r} is not known; expected one of {names}")
-    return _call(factory, f"segmenter {name!r}", parameters)
+    point = find_known(parameters.pop("name", None))
+    return _call(load_factory(point), f"segmenter {point.name!r}", parameters)
 
 
 def _imported(parameters: dict[str, Any]) -> Segmenter:
@@ -81,7 +72,20 @@ def _call(factory: Callable[..., Segmenter], name: str, kwargs: Mapping[str, Any
     try:
         segmenter = factory(**kwargs)
     except TypeError as error:
-        raise InputError(f"{name} does not take {sorted(kwargs)}: {error}") from error
+        raise InputError(
+            f"{name} does not take {sorted(map(str, kwargs))}: {error}{_parameters_of(factory)}"
+        ) from error
+    except PatchworksError:
+        raise
+    except ValueError as error:  # in the words of somebody else's package
+        raise InputError(f"{name}: {error}") from error
     if not callable(segmenter):
         raise InputError(f"{name} gave a {type(segmenter).__name__}; expected a callable")
     return segmenter
+
+
+def _parameters_of(factory: Callable[..., Any]) -> str:
+    try:
+        return f"; its parameters: {inspect.signature(factory, eval_str=False)}"
+    except (TypeError, ValueError):
+        return ""
