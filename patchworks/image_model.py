@@ -169,7 +169,8 @@ class ImageModel:
 def _in_short(error: Exception) -> str:
     """Return what an error says; of one with a traceback in it, as TorchScript's, the last line."""
     lines = str(error).strip().splitlines()
-    return lines[-1] if len(lines) > 5 else " ".join(lines)
+    text = lines[-1] if len(lines) > 5 else " ".join(lines)
+    return text.removeprefix(f"{type(error).__name__}: ")
 
 
 def chosen(outputs: object, which: int) -> object:
