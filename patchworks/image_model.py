@@ -7,6 +7,7 @@ channels, sides that are a multiple of what the network halves, and what its out
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, get_args
 
@@ -116,6 +117,11 @@ class ImageModel:
     objects: PostProcessing = field(default_factory=PostProcessing)
     n_channels: int | None = None
 
+    def at_scale(self, voxel_size: Sequence[float | None], shape: Sequence[int]) -> ImageModel:
+        """Return the function for an image of that scale, in micrometers where it is known."""
+        n_channels = shape[0] if len(shape) > len(voxel_size) else None
+        return replace(self, objects=self.objects.at_scale(voxel_size), n_channels=n_channels)
+
     def prepare(self, sample: np.ndarray) -> ImageModel:
         """Return the function for an image, a sample of which is flat, or ``(C, n)``."""
         return replace(
@@ -163,7 +169,8 @@ class ImageModel:
 def _in_short(error: Exception) -> str:
     """Return what an error says; of one with a traceback in it, as TorchScript's, the last line."""
     lines = str(error).strip().splitlines()
-    return lines[-1] if len(lines) > 5 else " ".join(lines)
+    text = lines[-1] if len(lines) > 5 else " ".join(lines)
+    return text.removeprefix(f"{type(error).__name__}: ")
 
 
 def chosen(outputs: object, which: int) -> object:

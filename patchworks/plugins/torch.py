@@ -38,7 +38,7 @@ def torch_fn(
     seed_distance: int | None = None,
     min_size: int = 0,
     connectivity: int = 1,
-    anisotropy: float = 1.0,
+    anisotropy: float | None = None,
     foreground_channels: list[int] | None = None,
     boundary_channel: int | None = None,
     seed_channel: int | None = None,
@@ -81,8 +81,9 @@ def torch_fn(
         Objects of fewer voxels are left out.
     connectivity : int
         How many axes a step between neighbouring voxels of an object may change; 1 for faces only.
-    anisotropy : float
-        Distance between slices over that of pixels, for "distance transform" in three axes.
+    anisotropy : float, optional
+        Distance between slices over that of pixels, for "distance transform" in three axes; by
+        default the image's own, and 1 where that is not known.
     foreground_channels : list of int, optional
         Channels of the output that are added up to the foreground; by default the first. Of the
         classes background, inside, boundary these are 1 and 2.

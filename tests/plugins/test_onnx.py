@@ -251,6 +251,7 @@ def test_nothing_heavy_is_imported_before_it_is_used(tmp_path):
     subprocess.run([sys.executable, "-c", script], check=True, env=env)
 
 
+@pytest.mark.slow
 def test_each_worker_process_loads_it_once(tmp_path):
     segment = noting(onnx_fn(smoothing(tmp_path / "m.onnx"), **KNOWN), tmp_path / "notes")
     tiled = tile_process(
