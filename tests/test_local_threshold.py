@@ -70,7 +70,7 @@ def test_where_all_voxels_are_equal_there_are_no_objects(local, dtype, data):
     assert threshold(local=local, window=9, sigma=1)(image).max() == 0
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint32", "float32", "float64"])
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint32", "float16", "float32", "float64"])
 @pytest.mark.parametrize("local", METHODS)
 def test_the_same_intensities_of_any_dtype_give_the_same_labels(local, dtype):
     image = np.random.default_rng(5).integers(0, 120, (40, 50)).astype("uint8")

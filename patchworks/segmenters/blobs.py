@@ -107,7 +107,7 @@ def laplacian_response(tile: np.ndarray, sigma: tuple[float, ...]) -> tuple[np.n
     numpy.ndarray, numpy.ndarray
         Of the tile's shape, float32, in units of its intensity.
     """
-    smooth = ndimage.gaussian_filter(tile, sigma, output=np.float64, truncate=TRUNCATE)
+    smooth = ndimage.gaussian_filter(tile.astype(np.float64), sigma, truncate=TRUNCATE)
     response = np.zeros(tile.shape)
     for axis, scale in enumerate(sigma):
         response += ndimage.correlate1d(smooth, scale**2 * np.array([-1.0, 2.0, -1.0]), axis)
