@@ -39,12 +39,14 @@ def test_a_gaussian_mean_differs_from_scikit_images_only_in_where_it_ends(seed, 
 
 @pytest.mark.parametrize("local", METHODS)
 @settings(deadline=None, max_examples=8)
-@given(st.sampled_from([0, 1]), st.integers(0, 2**32 - 1))
-def test_tiles_give_the_components_of_the_whole_image(local, sigma, seed):
+@given(st.sampled_from([0, 1]), st.sampled_from(["auto", "touch"]), st.integers(0, 2**32 - 1))
+def test_tiles_give_the_components_of_the_whole_image(local, sigma, stitch, seed):
     image = np.random.default_rng(seed).random((50, 47)).astype("float32")
     segment = threshold(local=local, window=[5, 9], sigma=sigma, offset=0.05)
     overlap = [far + 1 for far in segment.reach]
-    tiled = tile_process(image, segment, tile_shape=(17, 20), overlap=overlap, progress=False)
+    tiled = tile_process(
+        image, segment, tile_shape=(17, 20), overlap=overlap, stitch=stitch, progress=False
+    )
     assert same_partition(segment(image), tiled.compute())
 
 
