@@ -109,6 +109,28 @@ def test_a_run_outlasts_what_is_killed_in_its_middle(place, killed, tmp_path):
     assert state_of_latest_run(place) == "Completed"
 
 
+def test_a_backup_comes_back(place, tmp_path):
+    settings = place.settings
+    environment = {**place.environment, "PGPASSWORD": settings["PATCHWORKS_DATABASE_PASSWORD"]}
+    there = ["-h", "127.0.0.1", "-p", settings["PATCHWORKS_DATABASE_PORT"], "-U", "patchworks"]
+
+    def postgres(program: str, *arguments: object) -> str:
+        done = subprocess.run(
+            [program, *there, *map(str, arguments)], env=environment, capture_output=True,
+            text=True, check=True, timeout=120,
+        )  # fmt: skip
+        return done.stdout
+
+    count = "select count(*) from flow_run"
+    postgres("pg_dump", "-Fc", "-f", tmp_path / "prefect.dump", "prefect")
+    postgres("createdb", "restored")
+    restore = ("pg_restore", "--clean", "--if-exists", "-d", "restored", tmp_path / "prefect.dump")
+    postgres(*restore)
+    found = postgres("psql", "-At", "-d", "restored", "-c", count)
+    assert found == postgres("psql", "-At", "-d", "prefect", "-c", count)
+    assert int(found) >= 1
+
+
 def state_of_latest_run(place: Facility) -> str:
     code = (
         "from tests.flows.runs import latest_run; import json; "
