@@ -22,6 +22,7 @@ from flows.artifacts import (
     step_rows,
 )
 from flows.artifacts.result import max_picture_bytes
+from flows.gpu_slots import gpu_slots
 from flows.interrupts import interruptible
 from flows.job import Job
 from flows.owning import flow_run_id, owning
@@ -64,6 +65,12 @@ def carry_out(job: Job) -> Any:
     if job.is_done and job.plan is not None:
         get_run_logger().info("already done: %s", job.plan.target.location)
         return settle_finished(job.plan, keep_stage=job.run.keep_stage)
+    with gpu_slots(job.cluster):
+        return _take_steps(job)
+
+
+def _take_steps(job: Job) -> Any:
+    """Start the workers and take the steps of a job that is not done."""
     start = RunReport("", 0)
     with start.timed("start workers"):
         runs = TaskRuns(_workers_of(job), retrying(job.run.retries, job.run.retry_delay_s))

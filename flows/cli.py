@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flows.cli_models import add_models
+from flows.cli_segmenters import add_segmenters
+from flows.facility.commands import add_facility
 from patchworks.errors import PatchworksError
 from patchworks.plugins.overview import overview_png
 from patchworks.report import HALVINGS, RunReport
@@ -49,8 +53,11 @@ def _parser() -> argparse.ArgumentParser:
     segment.add_argument("--overwrite", action="store_true", help="replace another run's labels")
     _add_plan(commands)
     _add_convert(commands)
+    add_models(commands)
     _add_ui(commands)
+    add_segmenters(commands)
     _add_view(commands)
+    add_facility(commands)
     return parser
 
 
@@ -87,7 +94,7 @@ def _add_function(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="a parameter of the segmenter, such as value=400; may be repeated",
+        help="a parameter of the segmenter, such as value=400 or diameter=[8,20,20]; repeatable",
     )
 
 
@@ -181,7 +188,10 @@ def _value(text: str) -> Any:
             return kind(text)
         except ValueError:
             continue
-    return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _segmenter(options: argparse.Namespace) -> Any:

@@ -214,8 +214,11 @@ def start_guard(
 
 
 def _server_environment(folder: Path, port: int) -> dict[str, str]:
+    # The password of a facility's server that may stand there is not for this one: the clients of
+    # this run need not know it.
+    kept = {k: v for k, v in os.environ.items() if k != "PREFECT_SERVER_API_AUTH_STRING"}
     return {
-        **os.environ,
+        **kept,
         **PRIVATE,
         # The pages of the UI ask this URL; `--port` alone would leave them at the default port.
         "PREFECT_API_URL": f"http://{LOOPBACK}:{port}/api",

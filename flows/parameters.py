@@ -196,11 +196,13 @@ def checked(model: type[Checked], values: Mapping[str, Any]) -> Checked:
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        said = [
-            f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}"
-            for e in error.errors(include_url=False)
-        ]
-        raise InputError("; ".join(said)) from error
+        raise InputError(said_of(error)) from error
+
+
+def said_of(error: ValidationError) -> str:
+    """Return which values are wrong, and why, in one line."""
+    found = error.errors(include_url=False)
+    return "; ".join([f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}" for e in found])
 
 
 def shown(value: Any) -> Any:

@@ -220,15 +220,17 @@ class LibraryLogs(distributed.WorkerPlugin):
         send_library_logs(self.level)
 
 
-def send_library_logs(level: str) -> None:
+def send_library_logs(level: str, name: str = LIBRARY_LOGGER) -> None:
     """Send this process's log lines of the library to the run that they are written in.
 
     Parameters
     ----------
     level : str
         The lowest level that is sent, such as ``"INFO"``.
+    name : str
+        The logger whose lines are sent, with those below it.
     """
-    library = logging.getLogger(LIBRARY_LOGGER)
+    library = logging.getLogger(name)
     library.setLevel(level)
     if not any(isinstance(handler, APILogHandler) for handler in library.handlers):
         handler = APILogHandler()

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    field_validator,
+)
 
-from flows.parameters import Group
+from flows.parameters import Group, said_of
+from flows.segmenter_forms import FORMS, SegmenterForm
 from patchworks.segmenters import Segmenter, name_of, resolve_segmenter
+
+Width = Annotated[int, Field(ge=1)]
+Diameter = Annotated[FiniteFloat, Field(gt=1)]
 
 
 class Threshold(Group):
@@ -22,23 +35,52 @@ class Threshold(Group):
     """Gaussian smoothing before, in voxels; the overlap has to be more than four times as much."""
     connectivity: int = Field(default=1, ge=1, le=5)
     """How many axes a step between neighbouring voxels of an object may change."""
+    local: Literal["mean", "gaussian"] | None = None
+    """For uneven backgrounds: voxels brighter than the mean around them are object. The value, if
+    given, is a floor beside it."""
+    window: Width | list[Width] = 51
+    """Width of the window of that mean in voxels, odd, one number or one per axis; wider than the
+    objects. The overlap has to be more than half of it."""
+    offset: FiniteFloat = 0.0
+    """How much brighter than that mean a voxel of an object is."""
+
+
+class Blobs(Group):
+    """Bright round objects of about one size, apart even where they touch."""
+
+    name: Literal["blobs"] = "blobs"
+    """The built-in function."""
+    diameter: Diameter | list[Diameter]
+    """Typical diameter of an object in voxels, one number or one per axis where voxels are not
+    cubes. The overlap has to be 2.5 times as much, and 4 voxels."""
+    threshold: FiniteFloat | None = None
+    """Voxels above it are object. None: Otsu's threshold of the whole image."""
+    contrast: FiniteFloat = Field(default=0.0, ge=0)
+    """Maxima that answer less are no objects: about half of how much a blob is brighter than what
+    is around it. Raise it where noise or texture makes too many."""
+    smoothing: FiniteFloat = Field(default=0.0, ge=0)
+    """Gaussian smoothing before comparing with the threshold, in voxels."""
+
+
+TYPED: dict[str, type[Group]] = {"threshold": Threshold, "blobs": Blobs, **FORMS}
+"""The segmenters that have a form of their own, by name."""
 
 
 class Registered(BaseModel):
-    """A function of an installed package (entry points of the group patchworks.segmenters), by
-    name, with its parameters beside the name.
+    """A function of a package that is installed where the run goes on (entry points of the group
+    patchworks.segmenters), by name, with its parameters beside the name.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
 
-    name: str = Field(min_length=1, json_schema_extra={"not": {"enum": ["threshold"]}})
+    name: str = Field(min_length=1, json_schema_extra={"not": {"enum": list(TYPED)}})
     """Its name."""
 
     @field_validator("name")
     @classmethod
-    def _is_no_built_in(cls, name: str) -> str:
-        if name == "threshold":
-            raise ValueError("threshold is built in, with parameters of its own")
+    def _has_no_form(cls, name: str) -> str:
+        if name in TYPED:
+            raise ValueError(f"{name} has a form of its own")
         return name
 
 
@@ -55,7 +97,24 @@ class Imported(BaseModel):
     """If given, the function is called with them and returns the segmenter."""
 
 
-SegmenterChoice = Threshold | Imported | Registered
+def _by_name(given: Any) -> Any:
+    """Return the form of a segmenter that has one; errors are then of that form alone."""
+    form = TYPED.get(str(given.get("name"))) if isinstance(given, Mapping) else None
+    if form is None:
+        return given
+    try:
+        return form.model_validate(given)
+    except ValidationError as error:
+        raise ValueError(f"segmenter {given['name']!r}: {said_of(error)}") from error
+
+
+if TYPE_CHECKING:
+    SegmenterChoice = Threshold | Blobs | SegmenterForm | Imported | Registered
+else:
+    SegmenterChoice = Annotated[
+        Union[(*TYPED.values(), Imported, Registered)],
+        BeforeValidator(_by_name),
+    ]
 
 
 def segmenter_of(choice: SegmenterChoice | str) -> Segmenter:
@@ -71,6 +130,8 @@ def segmenter_of(choice: SegmenterChoice | str) -> Segmenter:
     if isinstance(choice, Imported):
         given = {} if choice.kwargs is None else {"kwargs": choice.kwargs}
         return resolve_segmenter({"import": choice.path, **given})
+    if isinstance(choice, SegmenterForm):
+        return resolve_segmenter(choice.given())
     return resolve_segmenter(choice.model_dump())
 
 
@@ -82,8 +143,9 @@ def as_shown(segmenter: Any) -> Any:
     if not callable(segmenter):
         return {"import": segmenter} if _is_path(segmenter) else _named(segmenter)
     name, module = name_of(segmenter), str(getattr(segmenter, "__module__", ""))
-    if module != "__main__" and _at(module, name) is segmenter:
-        return {"import": f"{module}:{name}"}
+    for package in () if module == "__main__" else _packages(module):
+        if _at(package, name) is segmenter:
+            return {"import": f"{package}:{name}"}
     return {"name": f"{name} (a function of the Python session that called)"}
 
 
@@ -93,6 +155,12 @@ def _is_path(segmenter: Any) -> bool:
 
 def _named(segmenter: Any) -> Any:
     return {"name": segmenter} if isinstance(segmenter, str) else dict(segmenter)
+
+
+def _packages(module: str) -> list[str]:
+    """Return the packages that a module lies in, the outermost first, and itself."""
+    parts = module.split(".")
+    return [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
 
 
 def _at(module: str, name: str) -> Any:

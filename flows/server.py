@@ -172,13 +172,24 @@ def _running_server(url: str, timeout_s: float) -> PrefectServer:
         except Exception as error:  # noqa: BLE001 - whatever the network says, it is chained
             problem = error
     if problem is not None:
-        raise ServerError(
-            f"The Prefect server of PREFECT_API_URL, {url}, gave no answer within {timeout_s:g} s:"
-            f" {problem!r}. Start it (`prefect server start`), correct the URL (it ends in /api),"
-            " or unset PREFECT_API_URL in the environment and the profile: the run then starts a"
-            " server of its own."
-        ) from problem
+        raise _unusable(url, problem, timeout_s) from problem
     return PrefectServer(url=url, ui_url=ui_of(url), owned=False)
+
+
+def _unusable(url: str, problem: Exception, timeout_s: float) -> ServerError:
+    response = getattr(problem, "response", None)
+    if getattr(response, "status_code", None) in (401, 403):
+        return ServerError(
+            f"The Prefect server of PREFECT_API_URL, {url}, asks for a password: set"
+            " PREFECT_API_AUTH_STRING=USER:PASSWORD, in the environment or the profile, to what"
+            " PREFECT_SERVER_API_AUTH_STRING is where the server runs."
+        )
+    return ServerError(
+        f"The Prefect server of PREFECT_API_URL, {url}, gave no answer within {timeout_s:g} s:"
+        f" {problem!r}. Start it (`prefect server start`), correct the URL (it ends in /api),"
+        " or unset PREFECT_API_URL in the environment and the profile: the run then starts a"
+        " server of its own."
+    )
 
 
 def ui_of(url: str) -> str:

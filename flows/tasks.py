@@ -26,6 +26,7 @@ from patchworks.lazy import make_readable
 from patchworks.pipeline import RunPlan
 from patchworks.plugins.overview import overview_of
 from patchworks.run_plan import open_stage
+from patchworks.segmenters.reach import warn_if_short
 from patchworks.steps.merge import Relabeling
 
 RETRYING = retrying(3, 2.0)
@@ -145,6 +146,7 @@ def set_up_stage(opaque: Opaque[RunPlan]) -> StageOf:
     with portably():
         stage = open_stage(plan)
         plan = make_readable(plan, by_other_processes=True)
+        warn_if_short(plan.segmenter, plan.spec.grid)
         plan = pipeline.with_segmenter(
             plan, pipeline.prepare_segmenter(plan.segmenter, plan.source)
         )

@@ -52,6 +52,12 @@ class ImageReadError(PatchworksError, OSError):
     """A part of the image cannot be read."""
 
 
+class DownloadError(PatchworksError, OSError):
+    """A file cannot be had from a site."""
+
+    heals = True
+
+
 class StageError(PatchworksError, RuntimeError):
     """The stage of a run is damaged or belongs to another run."""
 

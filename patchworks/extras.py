@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 
 from patchworks.errors import MissingExtraError
+
+
+def check_extra(module: str, extra: str, what: str) -> None:
+    """See to it that an optional package is installed, without importing it; as `import_extra`.
+
+    Raises
+    ------
+    MissingExtraError
+        If it is not installed, with the line that installs it.
+    """
+    if find_spec(module) is None:
+        raise MissingExtraError(_missing(what, module, extra))
 
 
 def import_extra(module: str, extra: str, what: str) -> ModuleType:
@@ -32,12 +45,16 @@ def import_extra(module: str, extra: str, what: str) -> ModuleType:
         package = module.partition(".")[0]
         if (error.name or "").partition(".")[0] != package:
             raise MissingExtraError(_broken(what, module, error)) from error
-        raise MissingExtraError(
-            f"{what} needs the package {package}, which is not installed: "
-            f"pip install 'patchworks[{extra}]'"
-        ) from error
+        raise MissingExtraError(_missing(what, package, extra)) from error
     except (ImportError, OSError, RuntimeError) as error:
         raise MissingExtraError(_broken(what, module, error)) from error
+
+
+def _missing(what: str, package: str, extra: str) -> str:
+    return (
+        f"{what} needs the package {package}, which is not installed: "
+        f"pip install 'patchworks[{extra}]'"
+    )
 
 
 def _broken(what: str, module: str, error: BaseException) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from patchworks.at_scale import at_scale
 from patchworks.auto_tile_shape import is_auto, layout_of, proposal_for
 from patchworks.emptiness import check_threshold
 from patchworks.errors import InputError
@@ -39,7 +40,7 @@ from patchworks.io.source import (
 from patchworks.io.stage import Stage
 from patchworks.pipeline import RunPlan
 from patchworks.run import RunSpec, parse_stitch
-from patchworks.segmenters import Segmenter, Threshold, name_of
+from patchworks.segmenters import Segmenter, name_of
 
 logger = logging.getLogger("patchworks")
 
@@ -146,7 +147,8 @@ def plan_run(image: Any, segmenter: Segmenter, options: RunOptions) -> RunPlan:
             f"takes a tile and returns its labels"
         )
     source = describe_image(image, channel=options.channel, level=options.level)
-    asked = _Asked(source, segmenter, options)
+    apart = axes_apart(source, slice_wise=bool(options.slice_wise))
+    asked = _Asked(source, at_scale(segmenter, source, apart), options)
     if is_auto(options.tile_shape):
         return asked.plan(asked.auto_grid())
     grid = resolve_grid_apart(
@@ -176,16 +178,9 @@ def _slice_axis(source: ImageSource) -> int | None:
     return None if found < 0 or found == source.time_axis else found
 
 
-def _check_channels(source: ImageSource, segmenter: Segmenter, options: RunOptions) -> None:
+def _check_channels(source: ImageSource, options: RunOptions) -> None:
     """Raise InputError for what does not go with several channels."""
-    if not source.lead:
-        return
-    if isinstance(segmenter, Threshold):
-        raise InputError(
-            f"channel={options.channel!r}: 'threshold' segments one channel; give one, or a "
-            f"function of tiles (C, Z, Y, X)"
-        )
-    if options.skip_empty and options.empty_threshold is None:
+    if source.lead and options.skip_empty and options.empty_threshold is None:
         raise InputError(
             f"channel={options.channel!r} with skip_empty: what is signal differs between channels;"
             f" give empty_threshold=, which holds for all of them"
@@ -232,7 +227,7 @@ class _Asked:
 
     def plan(self, grid: TileGrid) -> RunPlan:
         """Return the plan with these tiles."""
-        _check_channels(self.source, self.segmenter, self.options)
+        _check_channels(self.source, self.options)
         target, spec = self.target, self.spec(grid)
         tiles = spec.tiles_fingerprint(self.identity, self.function)
         plan = RunPlan(

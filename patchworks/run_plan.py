@@ -37,6 +37,7 @@ from patchworks.pipeline import (
 )
 from patchworks.plan import check_reachable
 from patchworks.report import RunReport
+from patchworks.segmenters.reach import warn_if_short
 from patchworks.steps.merge import Relabeling
 from patchworks.tile_stream import TileOutcome
 
@@ -222,6 +223,7 @@ class _Steps:
         """Make the image readable for every worker, prepare the function, choose what is signal."""
         with self.report.timed("prepare"):
             plan = make_readable(self.plan, by_other_processes=self.executor.crosses_processes)
+            warn_if_short(plan.segmenter, plan.spec.grid)
             prepared = prepare_segmenter(plan.segmenter, plan.source)
             plan = with_segmenter(plan, prepared)
             if plan.spec.skip_empty:

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import functools
 import pickle
+import tomllib
+from importlib.metadata import EntryPoint
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,12 +15,13 @@ from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
-from patchworks import segmenters, tile_process
-from patchworks.errors import InputError
+from patchworks import tile_process
+from patchworks.errors import InputError, MissingExtraError
 from patchworks.segmenters import (
     Threshold,
     name_of,
     otsu_threshold,
+    registry,
     resolve_segmenter,
     threshold,
 )
@@ -309,7 +313,7 @@ def test_an_import_with_empty_keywords_calls_the_factory():
 
 def test_a_segmenter_registered_by_another_package_is_known_by_its_name(monkeypatch):
     point = SimpleNamespace(name="theirs", load=lambda: Labeller)
-    monkeypatch.setattr(segmenters, "entry_points", lambda group: [point])
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
     assert resolve_segmenter({"name": "theirs", "label": 8}).label == 8
 
 
@@ -355,8 +359,47 @@ def test_a_bad_segmenter_is_refused_and_named(spec, named):
 
 
 def test_an_unknown_name_is_told_the_known_ones():
-    with pytest.raises(InputError, match="threshold"):
+    with pytest.raises(InputError, match=r"did you mean 'threshold'.*'blobs'.*'threshold'"):
         resolve_segmenter("treshold")
+
+
+def missing_extra():
+    raise MissingExtraError("theirs needs the package theirs: pip install 'theirs[all]'")
+
+
+def no_such_value(size=1):
+    raise ValueError(f"size={size}: expected 2")
+
+
+@pytest.mark.parametrize(
+    ("factory", "kind", "said"),
+    [
+        ("missing_extra", MissingExtraError, "pip install 'theirs"),
+        ("no_such_value", InputError, "segmenter 'theirs': size=1: expected 2"),
+        ("NOT_CALLABLE", InputError, "'theirs' of the package .* is a int; expected a function"),
+        ("no_such", InputError, "'theirs' .* cannot be imported .*AttributeError"),
+    ],
+)
+def test_what_is_wrong_with_another_package_is_said(monkeypatch, factory, kind, said):
+    point = EntryPoint("theirs", f"tests.test_segmenters:{factory}", registry.GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
+    with pytest.raises(kind, match=said):
+        resolve_segmenter("theirs")
+
+
+def test_nobody_else_can_take_the_name_of_a_built_in(monkeypatch):
+    points = [EntryPoint(name, "math:sin", registry.GROUP) for name in ("threshold", "blobs", "a")]
+    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    assert list(registry.known_segmenters()) == ["threshold", "blobs", "a"]
+    assert resolve_segmenter("threshold") == threshold()
+
+
+def test_the_names_of_this_package_are_those_that_it_registers():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    registered = project["project"]["entry-points"][registry.GROUP]
+    known = registry.known_segmenters()
+    for name in registry.BUILT_IN:
+        assert registered[name] == known[name].value
 
 
 @pytest.mark.parametrize(

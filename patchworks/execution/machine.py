@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -25,6 +26,16 @@ except ImportError as error:
 def available_cores() -> int:
     """Return the number of cores for this process, by its affinity and its container's quota."""
     return max(1, int(dask.system.cpu_count()))
+
+
+def cores_of_this_process() -> int:
+    """Return how many cores a library may use here: a worker process's share, or all there are.
+
+    Worker processes are told theirs by OMP_NUM_THREADS, by Dask and by `ProcessExecutor`.
+    """
+    share = os.environ.get("OMP_NUM_THREADS", "")
+    n_cores = available_cores()
+    return min(int(share), n_cores) if share.isdigit() and int(share) else n_cores
 
 
 @dataclass(frozen=True)

@@ -151,11 +151,18 @@ def _pool_of(n_workers: int, env: Mapping[str, str]) -> Any:
 
 
 def _end_with(parent: int) -> None:
-    """Have this worker killed when its parent dies, whatever its function is doing then."""
+    """Have this worker killed when its parent dies, whatever its function is doing then.
+
+    And have it stay until then: loky takes memory of 300 MB for a leak, ends the worker after its
+    batch and starts another, which would have to load the function's model again.
+    """
     import ctypes
     import signal
     import sys
 
+    import loky
+
+    loky.process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
     # Ctrl-C goes to all processes of a terminal; the parent ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform != "linux":

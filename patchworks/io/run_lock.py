@@ -121,6 +121,13 @@ class RunLock:
             f"nothing in place. Call again when no other run is writing it"
         )
 
+    def is_held(self) -> bool:
+        """Whether a run that is alive seems to hold the lock; nothing is written to find out."""
+        try:
+            return not _is_dead(_read(self.path), time.time() - self.path.stat().st_mtime)
+        except FileNotFoundError:
+            return False
+
     def clear(self) -> None:
         """Remove the lock file if a dead owner left it; one in use stays."""
         if self.path.exists():

@@ -53,3 +53,19 @@ def test_they_start_once_and_before_there_is_work():
 def test_one_that_was_never_needed_starts_nothing():
     with ProcessExecutor(2) as processes:
         assert processes._pools == []
+
+
+def holds_a_model(batch):
+    import builtins
+
+    if not hasattr(builtins, "_model_of_the_test"):  # this function is sent by value
+        builtins._model_of_the_test = bytearray(400 * 2**20)
+    time.sleep(1.1)
+    return os.getpid()
+
+
+@pytest.mark.slow
+def test_a_worker_that_loads_a_large_model_stays():
+    with ProcessExecutor(1) as processes:
+        assert list(processes.map(os.path.basename, ["started"])) == ["started"]
+        assert len(set(processes.map(holds_a_model, [[0], [1], [2], [3]]))) == 1

@@ -72,6 +72,25 @@ class Page:
         }})()"""
         return bool(self.evaluate(script))
 
+    def fill(self, label: str, value: str) -> None:
+        """Type into the field of a form, or choose from it, that has this label."""
+        kind = self.evaluate(f"""(() => {{
+            const label = [...document.querySelectorAll('.schema-form-property__label')].find(
+                e => e.innerText.trim() === {json.dumps(label)} && e.offsetParent);
+            if (!label) return '';
+            const field = label.closest('.schema-form-property').querySelector(
+                'textarea, input, select');
+            if (field.tagName === 'SELECT') {{
+                field.value = {json.dumps(value)};
+                field.dispatchEvent(new Event('change', {{bubbles: true}}));
+            }} else {{ field.focus(); field.select(); }}
+            return field.tagName;
+        }})()""")
+        if not kind:
+            raise LookupError(f"no field {label!r} on the page\n{self.text}")
+        if kind != "SELECT":
+            self.call("Input.insertText", text=value)
+
     def scroll_to(self, text: str) -> bool:
         """Bring the innermost element with this text to the top of the window."""
         script = f"""(() => {{

@@ -116,7 +116,7 @@ def test_every_example_is_a_spec(file):
 
 def test_there_are_examples_of_every_kind():
     stems = {file.stem for file in EXAMPLES.glob("*.yaml")}
-    assert stems == {"local", "gpu", "slurm", "slurm-gpu", "kubernetes", "existing"}
+    assert stems == {"local", "gpu", "slurm", "slurm-gpu", "kubernetes", "existing", "ssh"}
 
 
 def test_a_slurm_job_asks_for_its_gpu_and_tells_dask_of_it():

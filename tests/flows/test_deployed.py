@@ -159,6 +159,8 @@ BAD: dict[str, list[dict[str, Any]]] = {
         {"run": {"tile_timeout_s": 0}},
         {"selection": {"channel": -1}},
         {"segmenter": {"name": "threshold", "valu": 3}},
+        {"segmenter": {"name": "blobs"}},
+        {"segmenter": {"name": "onnx", "model": "a.onnx", "postprocess": "magic"}},
         {"segmenter": {"import": "no colon"}},
         {"cluster": {"kind": "cloud"}},
         {"cluster": {"n_worker": 2}},
@@ -201,9 +203,13 @@ if __name__ == "__main__":  # the processes of runs and workers import this modu
 
 
 @contextmanager
-def serving(folder: Path, url: str) -> Iterator[subprocess.Popen[bytes]]:
+def serving(
+    folder: Path, url: str, *, packages: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Serve the flow from a process of its own, which finds more packages in a folder."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
-    kept |= {"PYTHONPATH": str(ROOT), "PREFECT_API_URL": url}
+    path = os.pathsep.join([str(ROOT), *([str(packages)] if packages else [])])
+    kept |= {"PYTHONPATH": path, "PREFECT_API_URL": url}
     kept |= {"PREFECT_HOME": str(folder / "home"), "PREFECT_RUNNER_POLL_FREQUENCY": "1"}
     (folder / "serve.py").write_text(SERVE)
     command = [sys.executable, str(folder / "serve.py")]

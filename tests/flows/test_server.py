@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,7 +20,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_HOME, get_current_settings
 import flows.server
 from flows.empty_database import empty_database_template
 from flows.errors import ServerError
-from flows.own_server import PRIVATE, own_server
+from flows.own_server import PRIVATE, _server_environment, own_server
 from flows.server import PrefectServer, prefect_server
 
 GONE_WITHIN_S = 15.0
@@ -123,9 +123,18 @@ def answers(url: str) -> bool:
 
 @pytest.fixture
 def web_server_that_is_not_prefect() -> Iterator[str]:
+    yield from answering(lambda path: 200)
+
+
+@pytest.fixture
+def server_with_a_password() -> Iterator[str]:
+    yield from answering(lambda path: 200 if path.endswith("/health") else 401)
+
+
+def answering(status_of: Callable[[str], int]) -> Iterator[str]:
     class Page(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(200)
+            self.send_response(status_of(self.path))
             self.end_headers()
             self.wfile.write(b"<html>welcome</html>")
 
@@ -137,6 +146,20 @@ def web_server_that_is_not_prefect() -> Iterator[str]:
         yield f"http://127.0.0.1:{pages.server_port}/api"
         pages.shutdown()
         serving.join()
+
+
+def test_a_server_with_a_password_says_which_variable_holds_it(server_with_a_password: str) -> None:
+    with (
+        temporary_settings({PREFECT_API_URL: server_with_a_password}),
+        pytest.raises(ServerError, match="set PREFECT_API_AUTH_STRING=USER:PASSWORD"),
+        prefect_server(),
+    ):
+        pass
+
+
+def test_an_own_server_takes_no_password_of_another(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "facility:secret")
+    assert "PREFECT_SERVER_API_AUTH_STRING" not in _server_environment(tmp_path, 1)
 
 
 def test_an_own_server_answers_and_serves_a_page_that_finds_its_api(server: PrefectServer) -> None:

@@ -25,6 +25,7 @@ from flows.segment_image import segment_image_flow
 from flows.server import prefect_server
 from patchworks.errors import SegmenterError
 from tests.flows.browser import Page, page
+from tests.flows.example_package import install, run_python
 from tests.flows.runs import latest_run
 
 NUCLEI = Path(__file__).parents[2] / "docs" / "nuclei.tif"
@@ -96,8 +97,25 @@ class Camera:
         self.tab.scroll_to("segmenter (Optional)")
         self.tab.picture(self.target / "form-imported.png")
 
+    def example_form(self, deployment: Any) -> None:
+        """The form where a package offers a segmenter of its own, filled in."""
+        self.tab.resize(WIDTH, 1000)
+        self.tab.open(f"{self.ui}/deployments/deployment/{deployment}/run", "Submit", "Example")
+        self.tab.fill("image", "docs/nuclei.tif")
+        self.tab.click("Example", tag="button")
+        self.tab.wait_for("Brighter By")
+        self.tab.fill("Size (Optional)", "61")
+        self.tab.picture(self.target / "form-example.png")
 
-def take_all(camera: Camera, scans: Path) -> None:
+
+DEPLOY = """
+import json
+from flows.segment_image import segment_image_flow
+print(json.dumps(str(segment_image_flow.to_deployment(name="example").apply())))
+"""
+
+
+def take_all(camera: Camera, scans: Path, api: str) -> None:
     """Run flows in `scans` and take pictures of them."""
     image = scans / "nuclei.tif"
     segment_image(image, segmenter={"name": "threshold", "sigma": 1.5}, **TILES)
@@ -125,6 +143,8 @@ def take_all(camera: Camera, scans: Path) -> None:
     segment_image(image, segmenter=slow, **again)
     camera.run_page("cached", "Completed", shown="Task Runs", height=1300)
     camera.form(segment_image_flow.to_deployment(name="nuclei").apply())
+    install(scans / "packages")
+    camera.example_form(run_python(DEPLOY, scans / "packages", PREFECT_API_URL=api))
 
 
 def fails(image: Path, segmenter: Nuclei, options: dict[str, Any]) -> None:
@@ -143,7 +163,7 @@ def main(target: str) -> None:
     try:
         shutil.copy(NUCLEI, scans)
         with prefect_server(announce=True) as server, page() as tab:
-            take_all(Camera(tab, server.ui_url, Path(target)), scans)
+            take_all(Camera(tab, server.ui_url, Path(target)), scans, server.url)
     finally:
         shutil.rmtree(scans, ignore_errors=True)
 
