@@ -23,6 +23,8 @@ from patchworks.segmenters import resolve_segmenter
 NUCLEI = Path(__file__).parents[1] / "docs" / "nuclei.tif"
 WIDTH, HEIGHT = 1400, 880
 CELLS = {"name": "threshold", "sigma": 1.5}
+ROUND: dict[str, Any] = {"name": "blobs", "diameter": [9, 18, 18], "contrast": 60, "smoothing": 1}
+TILES: dict[str, Any] = {"tile_shape": (32, 128, 128), "overlap": (0, 50, 50)}
 TITLE = "Segment this layer with patchworks"
 
 
@@ -76,17 +78,16 @@ def a_stack(folder: Path) -> Path:
 def in_three_dimensions(folder: Path, target: Path) -> None:
     store = a_stack(folder)
     tile_process(
-        str(store), resolve_segmenter(CELLS), tile_shape=(32, 128, 128), overlap=8,
-        progress=False, output_component="nuclei",
-    )  # fmt: skip
+        str(store), resolve_segmenter(ROUND), **TILES, progress=False, output_component="nuclei"
+    )
     viewer = window()
     view_in_napari(store, viewer=viewer)
     viewer.dims.ndisplay = 3
-    viewer.scale_bar.visible = True
-    viewer.layers[0].contrast_limits = (0, 1500)
-    viewer.layers[1].opacity = 0.9
-    viewer.camera.angles = (0, 35, 65)
-    viewer.camera.zoom *= 1.25
+    viewer.canvas.overlays.scale_bar.visible = True
+    viewer.layers[0].contrast_limits = (0, 3000)
+    viewer.layers[1].opacity = 1
+    viewer.scene.camera.angles = (5, 30, 75)
+    viewer.scene.camera.zoom *= 1.3
     take(viewer, target / "napari-3d.png")
 
 
@@ -98,23 +99,16 @@ def the_widget(folder: Path, target: Path) -> None:
     dock, widget = viewer.window.add_plugin_dock_widget("patchworks", TITLE)
     assert isinstance(dock, QDockWidget)
     viewer.window._qt_window.resizeDocks([dock], [330], _horizontal())
-    names = set(widget.segmenter.choices)
-    widget.segmenter.value = "blobs" if "blobs" in names and _works(widget) else "threshold"
-    if widget.segmenter.value == "threshold":
-        widget.form["sigma"].value = "1.5"
-    widget.tile_shape.value, widget.overlap.value = "32, 128, 128", "8"
+    widget.segmenter.value = ROUND["name"]
+    for name in ("diameter", "contrast", "smoothing"):
+        widget.form[name].value = str(ROUND[name])
+    widget.tile_shape.value, widget.overlap.value = "32, 128, 128", "0, 50, 50"
     widget.labels_name.value = "nuclei"
     widget.start()
     until(lambda: widget._run is None)
     viewer.dims.set_point(0, 16 * SPACING[0])
     assert np.any(np.asarray(viewer.layers[-1].data[0][16]))
     take(viewer, target / "napari-widget.png")
-
-
-def _works(widget: Any) -> bool:
-    """Whether the parameters of blobs are there."""
-    widget.segmenter.value = "blobs"
-    return len(widget.form) > 0
 
 
 def _horizontal() -> Any:
