@@ -48,6 +48,19 @@ def all_levels(monkeypatch):
     monkeypatch.setattr("patchworks.plugins.napari.layers.SCREEN", 1)
 
 
+def placed(store, scales, translations):
+    """Say of each level how large its voxels are and where it begins."""
+    group = zarr.open_group(store, mode="r+")
+    ome = group.attrs["ome"]
+    datasets = ome["multiscales"][0]["datasets"]
+    for dataset, scale, translation in zip(datasets, scales, translations, strict=True):
+        dataset["coordinateTransformations"] = [
+            {"type": "scale", "scale": list(scale)},
+            {"type": "translation", "translation": list(translation)},
+        ]
+    group.attrs["ome"] = ome
+
+
 SIZES = {"t": 2, "c": 3, "z": 5, "y": 40, "x": 36}
 
 
@@ -103,18 +116,50 @@ class TestImage:
         view_in_napari(ome_zarr(tmp_path / "a.zarr", [image]), viewer=viewer)
         assert viewer.layers[0].contrast_limits == [100, 700]
 
-    def test_a_level_that_lies_elsewhere_is_left_out(self, tmp_path, viewer, all_levels):
+    def test_a_level_that_lies_elsewhere_is_left_out(self, tmp_path, viewer, all_levels, caplog):
         image = blobs((64, 64))
-        levels = [image, image[:32, :32], image[::4, ::4]]  # the second is a corner, not the whole
+        # A half, a half that is moved, and the whole.
+        levels = [image, image[:, :32], image[::2, ::2], image[::4, ::4]]
+        scales = [(1, 1), (1, 1), (2, 2), (4, 4)]
         store = ome_zarr(tmp_path / "a.zarr", levels)
-        group = zarr.open_group(store, mode="r+")
-        ome = group.attrs["ome"]
-        ome["multiscales"][0]["datasets"][1]["coordinateTransformations"] = [
-            {"type": "scale", "scale": [1.0, 1.0]}
-        ]
-        group.attrs["ome"] = ome
+        placed(store, scales, [(0, 0), (0, 0), (0, 9), (1.5, 1.5)])
         view_in_napari(store, viewer=viewer)
         assert [level.shape for level in viewer.layers[0].data] == [(64, 64), (16, 16)]
+        assert caplog.text.count("lies elsewhere than the image") == 2
+
+    def test_a_whole_whose_scale_is_said_wrong_is_shown(self, tmp_path, viewer, all_levels):
+        image = blobs((60, 80))
+        store = ome_zarr(tmp_path / "a.zarr", [image, image[::4, ::4]])
+        placed(store, [(1, 1), (2, 2)], [(0, 0), (0, 0)])
+        view_in_napari(store, viewer=viewer)
+        assert [level.shape for level in viewer.layers[0].data] == [(60, 80), (15, 20)]
+
+    def test_images_of_a_collection_are_seen_one_at_a_time(self, tmp_path, viewer):
+        for index, name in enumerate(("overview", "detail")):
+            to_ome_zarr(blobs((20, 30)), tmp_path / "all.zarr" / str(index), progress=False)
+            group = zarr.open_group(tmp_path / "all.zarr" / str(index), mode="r+")
+            ome = group.attrs["ome"]
+            ome["multiscales"][0]["name"] = name
+            group.attrs["ome"] = ome
+        group = zarr.open_group(tmp_path / "all.zarr", mode="a")
+        group.attrs["ome"] = {"version": "0.5", "bioformats2raw.layout": 3}
+        view_in_napari(tmp_path / "all.zarr", viewer=viewer)
+        assert [(one.name, one.visible) for one in viewer.layers] == [
+            ("overview", True), ("detail", False),
+        ]  # fmt: skip
+
+    def test_a_plate_is_refused(self, tmp_path, viewer):
+        group = zarr.open_group(tmp_path / "a.zarr", mode="w")
+        group.attrs["ome"] = {"version": "0.5", "plate": {"wells": []}}
+        with pytest.raises(InputError, match=r"a plate; give one field of a well.*/A/1/0"):
+            view_in_napari(tmp_path / "a.zarr", viewer=viewer)
+
+    def test_at_a_url(self, viewer):
+        store = "memory://napari/scan.zarr"
+        to_ome_zarr(blobs((20, 30)), store, progress=False)
+        tile_process(store, components, progress=False)
+        view_in_napari(store, viewer=viewer)
+        assert [layer.name for layer in viewer.layers] == ["scan", "labels"]
 
     @pytest.mark.parametrize("place", ["nothing.zarr", "s3:/"])
     def test_what_is_not_there_is_said_before_anything_is_shown(self, tmp_path, viewer, place):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -14,10 +16,12 @@ from patchworks.geometry.image_pyramid import SCREEN
 from patchworks.io.find_labels import FoundLabels, find_labels, is_label_image
 from patchworks.io.image_source import ImageSource
 from patchworks.io.location import Location, open_group
-from patchworks.io.ngff import Channel, Multiscale, read_channels, read_multiscale
-from patchworks.io.source import open_source
+from patchworks.io.ngff import Channel, Level, Multiscale, read_channels, read_multiscale
+from patchworks.io.source import NOT_ZARR, open_source
 from patchworks.plugins.napari.lazy_level import lazy_level
 from patchworks.readers.ome_zarr import ZarrReader
+
+logger = logging.getLogger(__name__)
 
 KEY = "patchworks"
 """Under which the metadata of a layer say where its voxels lie."""
@@ -80,13 +84,15 @@ def layers_of(place: Location, labels: Sequence[FoundLabels] | None = None) -> l
     SourceNotFoundError, InputError
         If there is no such store, or it cannot be understood.
     """
+    _refuse_plate(place)
     if is_label_image(place):
         return [labels_layer(FoundLabels(place.name, place))]
     found: list[Layer] = []
-    for index in range(len(ZarrReader.names_at(place))):
+    names = ZarrReader.names_at(place)
+    for index, name in enumerate(names):
         image = ZarrReader(place, index).image
         first = open_source(image.url, channel=0, level=0)
-        layers = [*_image_layers(image, first)]
+        layers = [*_image_layers(image, first, (len(names) > 1 and name) or image.name)]
         shown = find_labels(image) if labels is None else labels
         layers += [labels_layer(one, like=first) for one in shown]
         if index:  # of a collection, one image is seen at a time
@@ -127,10 +133,19 @@ def labels_layer(labels: FoundLabels, like: ImageSource | None = None) -> Layer:
     return Layer(kind="labels", levels=_levels(source), options=options)
 
 
-def _image_layers(place: Location, first: ImageSource) -> Iterator[Layer]:
+def _refuse_plate(place: Location) -> None:
+    """Raise InputError if a plate is there: its wells are images of their own."""
+    attributes: dict[str, Any] = {}
+    with suppress(*NOT_ZARR):
+        attributes = dict(open_group(place).attrs)
+    ome = attributes.get("ome", attributes)
+    if isinstance(ome, Mapping) and "plate" in ome:
+        raise InputError(f"{place}: a plate; give one field of a well, such as {place}/A/1/0")
+
+
+def _image_layers(place: Location, first: ImageSource, name: str) -> Iterator[Layer]:
     """Yield a layer per channel."""
     channels = _described(place, first)
-    name = place.name
     for index, channel in enumerate(channels):
         source = _of_channel(first, index)
         levels = [source, *source.coarser_levels()]
@@ -191,22 +206,40 @@ def _levels(source: ImageSource) -> list[Any]:
     multiscale, levels = _multiscale(source), [source, *source.coarser_levels()]
     if multiscale is None or len(levels) == 1:
         return [lazy_level(source)]
-    kept = [axis for axis, picked in enumerate(source.pick) if picked is None]
-    first = multiscale.levels[0]
     good: list[Any] = []
     for level, found in zip(multiscale.levels, levels, strict=True):
-        fits = all(
-            _meets(
-                (first.scale[axis], first.translation[axis], source.shape[i]),
-                (level.scale[axis], level.translation[axis], found.shape[i]),
+        if not _lies_on(multiscale.levels[0], source, level, found):
+            logger.warning(
+                "%s: level %s lies elsewhere than the image, or spans something else; it is not "
+                "shown",
+                source.name,
+                level.path,
             )
-            for i, axis in enumerate(kept)
-        )
-        if fits:
-            good.append(lazy_level(found))
-            if _is_small(found.shape):
-                break
+            continue
+        good.append(lazy_level(found))
+        if _is_small(found.shape):
+            break
     return good
+
+
+def _lies_on(first: Level, source: ImageSource, level: Level, found: ImageSource) -> bool:
+    """Whether a level begins and ends, within a voxel or so, where the first does.
+
+    One that ends elsewhere, but has the shape of the whole at another scale, is taken as the whole:
+    there are writers that call the levels of slides 1:2, whatever they are.
+    """
+    kept = [axis for axis, picked in enumerate(source.pick) if picked is None]
+    ends = []
+    for axis, n, m in zip(kept, source.shape, found.shape, strict=True):
+        fine, coarse = first.scale[axis], level.scale[axis]
+        start = first.translation[axis] - fine / 2, level.translation[axis] - coarse / 2
+        if abs(start[1] - start[0]) > MISFIT * abs(coarse):
+            return False
+        end = start[0] + fine * n, start[1] + coarse * m
+        ends.append(n == m or abs(end[1] - end[0]) <= MISFIT * abs(coarse))
+    height, width = source.shape[-2:]
+    is_alike = abs(found.shape[-2] * width / height - found.shape[-1]) <= MISFIT
+    return all(ends) or (is_alike and all(ends[:-2]))
 
 
 def _is_small(shape: tuple[int, ...]) -> bool:
@@ -215,16 +248,6 @@ def _is_small(shape: tuple[int, ...]) -> bool:
     In 3-D napari shows the last level: one that is coarser than it must be would be seen.
     """
     return max(shape[-2:]) <= SCREEN and math.prod(shape[-3:]) <= VOLUME
-
-
-def _meets(first: tuple[float, float, int], level: tuple[float, float, int]) -> bool:
-    """Whether a level begins and ends, on one axis, within a voxel or so where the first does."""
-    (scale, shift, n), (coarse, moved, m) = first, level
-    if not (scale > 0 and coarse > 0):
-        return True
-    begins = abs((moved - coarse / 2) - (shift - scale / 2)) <= MISFIT * coarse
-    ends = abs(moved + coarse * (m - 0.5) - shift - scale * (n - 0.5)) <= MISFIT * coarse
-    return begins and ends
 
 
 def _is_calibrated(source: ImageSource) -> bool:
