@@ -88,7 +88,7 @@ def neighbour_colors(plane: np.ndarray, labels: np.ndarray, n_colors: int) -> np
 def _neighbours(ranked: np.ndarray, n: int, steps: tuple[int, ...]) -> Mapping[int, np.ndarray]:
     """Return per object those whose pixels lie some steps from its own, in eight directions."""
     found = []
-    for step in [s for s in steps if s < min(ranked.shape)]:
+    for step in steps:
         for one, other in (
             (ranked[step:], ranked[:-step]),
             (ranked[:, step:], ranked[:, :-step]),
