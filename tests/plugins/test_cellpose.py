@@ -230,6 +230,11 @@ def test_chosen_channels_come_in_the_order_that_was_asked_for(folder):
     assert segmenter.prepare(sample).normalisation.low_high == ((203, 301), (1, 99))
 
 
+def test_a_line_of_the_log_says_what_intensities_are_seen_as_0_and_1(folder):
+    said = str(made(folder).prepare(np.arange(101)))
+    assert said == "Cellpose 4.2.1.1, own, intensities 1 to 99"
+
+
 def test_percentiles_that_coincide_are_refused_and_a_constant_image_is_not():
     sparse = np.zeros((1, 10_000))
     sparse[0, :5] = 1000

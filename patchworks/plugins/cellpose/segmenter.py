@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field, replace
 from math import sqrt
+from pathlib import Path
 
 import numpy as np
 
@@ -49,6 +50,12 @@ class Cellpose:
     normalisation: Normalisation = field(default_factory=Normalisation)
     n_channels: int | None = None
     image_shape: tuple[int, ...] | None = None
+
+    def __str__(self) -> str:
+        seen = self.normalisation
+        pairs = [f"{low:g} to {high:g}" for low, high in seen.low_high or ()]
+        weights = Path(self.model.arguments[0].path).name
+        return f"Cellpose {self.version}, {weights}, intensities {', '.join(pairs) or seen.method}"
 
     @property
     def reach(self) -> float | tuple[float, ...]:
