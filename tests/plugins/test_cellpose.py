@@ -35,7 +35,8 @@ def save_weights(path, *names):
     """Write a file that looks as PyTorch's do from outside, with weights of these names."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps(dict.fromkeys(names, 1.0), protocol=2))
+        names_of = pickle.dumps(dict.fromkeys(names, 1.0), protocol=2)
+        archive.writestr(zipfile.ZipInfo("archive/data.pkl"), names_of)  # without the time
     return path
 
 
@@ -161,6 +162,13 @@ def test_anisotropy_is_that_of_the_image(folder):
     given_by_hand = made(folder, settings=Settings(do_3D=True, anisotropy=3))
     assert given_by_hand.at_scale((2.0, 0.5, 0.5), (9, 99, 99)).settings.anisotropy == 3
     assert made(folder).at_scale((0.5, 0.5), (99, 99)).settings.anisotropy is None
+
+
+def test_tiles_have_to_overlap_by_an_object(folder):
+    assert made(folder).reach == 30
+    assert made(folder, settings=Settings(diameter=12)).at_scale((1.0,) * 2, (9, 9)).reach == 12
+    volumes = made(folder, settings=Settings(diameter=12, do_3D=True))
+    assert volumes.at_scale((2.0, 0.5, 0.5), (9, 99, 99)).reach == (3, 12, 12)
 
 
 def test_without_a_scale_voxels_are_taken_for_cubes_and_that_is_said(folder, caplog):
