@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from patchworks.errors import MissingExtraError
 from patchworks.extras import import_extra
 from patchworks.io.find_labels import FoundLabels, labels_named
 from patchworks.io.location import Location
@@ -76,8 +77,14 @@ def view_in_napari(
 
 
 def _window(*, show: bool) -> Any:
-    """Return a new window of napari, which needs a Qt."""
-    import_extra("napari._qt", "napari", "a window of napari")
+    """Return a new window of napari."""
+    try:
+        import napari._qt  # noqa: F401 - napari itself comes without a Qt
+    except ImportError as error:
+        raise MissingExtraError(
+            "a window of napari needs a Qt binding, and none can be imported: "
+            "pip install 'patchworks[napari]'"
+        ) from error
     return import_extra("napari.viewer", "napari", "view_in_napari").Viewer(show=show)
 
 

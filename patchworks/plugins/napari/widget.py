@@ -42,7 +42,7 @@ from patchworks.plugins.napari.view import add_layer
 POLL_MS = 100
 """How often the window looks how far a run is."""
 
-ROW_PIXELS = 31
+ROW_PIXELS, FRAME_PIXELS = 32, 16
 MOST_ROWS = 9
 """Parameters that are seen at a time; further ones are scrolled to."""
 
@@ -125,7 +125,7 @@ class SegmentWidget(Container[Any]):
             self.status.value = str(error)
         for parameter in self._parameters:
             self.form.append(parameter.widget())
-        height = ROW_PIXELS * min(len(self._parameters), MOST_ROWS)
+        height = ROW_PIXELS * min(len(self._parameters), MOST_ROWS) + FRAME_PIXELS
         self.form.root_native_widget.setFixedHeight(height)
 
     def _show_target(self) -> None:
