@@ -42,6 +42,12 @@ def viewer():
         yield napari_model.ViewerModel()
 
 
+@pytest.fixture
+def all_levels(monkeypatch):
+    """Of images as small as these, napari would be shown the first level alone."""
+    monkeypatch.setattr("patchworks.plugins.napari.layers.SCREEN", 1)
+
+
 SIZES = {"t": 2, "c": 3, "z": 5, "y": 40, "x": 36}
 
 
@@ -50,7 +56,7 @@ class TestImage:
         "version, axes", [("0.4", "tczyx"), ("0.5", "cyx"), ("0.5", "zyx"), ("0.5", "yx")]
     )
     def test_channels_levels_and_calibration_are_those_of_the_store(
-        self, tmp_path, viewer, version, axes
+        self, tmp_path, viewer, all_levels, version, axes
     ):
         image = blobs(tuple(SIZES[axis] for axis in axes))
         size = {"z": 2.0, "y": 0.5, "x": 0.25}
@@ -97,7 +103,7 @@ class TestImage:
         view_in_napari(ome_zarr(tmp_path / "a.zarr", [image]), viewer=viewer)
         assert viewer.layers[0].contrast_limits == [100, 700]
 
-    def test_a_level_that_lies_elsewhere_is_left_out(self, tmp_path, viewer):
+    def test_a_level_that_lies_elsewhere_is_left_out(self, tmp_path, viewer, all_levels):
         image = blobs((64, 64))
         levels = [image, image[:32, :32], image[::4, ::4]]  # the second is a corner, not the whole
         store = ome_zarr(tmp_path / "a.zarr", levels)
@@ -118,7 +124,7 @@ class TestImage:
 
 
 class TestLabels:
-    def test_they_are_found_and_lie_on_the_image(self, tmp_path, viewer):
+    def test_they_are_found_and_lie_on_the_image(self, tmp_path, viewer, all_levels):
         store = to_ome_zarr(
             blobs((6, 60, 50)), tmp_path / "scan.zarr", n_levels=2, progress=False,
             pixel_size={"z": 2, "y": 0.5, "x": 0.5},
@@ -146,6 +152,17 @@ class TestLabels:
         with pytest.raises(InputError, match=r"labels='cell'.*\['cells', 'nuclei'\]"):
             view_in_napari(store, ["cell"], viewer=viewer)
 
+    def test_they_are_no_coarser_in_3d_than_the_image(self, tmp_path, viewer):
+        store = to_ome_zarr(blobs((6, 60, 50)), tmp_path / "scan.zarr", progress=False)
+        tile_process(str(store), components, pyramid_levels=3, progress=False)
+        view_in_napari(store, viewer=viewer)
+        assert [layer.multiscale for layer in viewer.layers] == [False, False]
+        big = sparse_store(tmp_path / "big.zarr", (900, 4096, 4096), "zyx", n_levels=6)
+        view_in_napari(big, viewer=viewer)
+        shapes = [level.shape for level in viewer.layers[-1].data]
+        assert shapes[-1] == (900, 128, 128)
+        assert [level.shape for level in viewer.layers[-2].data] == shapes
+
     def test_a_label_image_alone_is_a_labels_layer(self, tmp_path, viewer):
         made = tile_process(
             blobs((60, 50)), components, write_to=tmp_path / "l.zarr", progress=False
@@ -153,7 +170,7 @@ class TestLabels:
         view_in_napari(tmp_path / "l.zarr", viewer=viewer)
         [layer] = viewer.layers
         assert type(layer).__name__ == "Labels"
-        np.testing.assert_array_equal(np.asarray(layer.data[0]), np.asarray(made))
+        np.testing.assert_array_equal(np.asarray(layer.data), np.asarray(made))
 
     def test_floats_are_no_labels(self, tmp_path, viewer):
         store = ome_zarr(tmp_path / "a.zarr", [np.zeros((9, 9), "uint8")])
@@ -167,6 +184,8 @@ class TestLabels:
         shown = colors.map(ids)
         for apart in (1, 2, 7, 49, 50, 100, 254, 256, 1024, 4096):
             assert (shown[apart:] != shown[:-apart]).any(axis=1).all(), apart
+        assert len(np.unique(shown, axis=0)) > 900
+        assert (shown[:, :3].max(axis=1) > 0.4).all()  # seen over black
         assert (colors.map(np.array([2**32 - 2, 2**32 - 1]))[:, 3] == 1).all()
         assert colors.map(np.array([0]))[0, 3] == 0
 

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from patchworks import load_ome_zarr, tile_process
+from patchworks.io.source import open_source
 from patchworks.plugins.napari.run import Run
 from patchworks.plugins.napari.target import CopyOfLayer
 from tests.stores import blobs, components, ome_zarr
@@ -41,7 +42,9 @@ def dies(tile):
 
 
 def in_memory(image=IMAGE, axes=("y", "x")):
-    return SimpleNamespace(data=image, multiscale=False, axis_labels=axes)
+    sizes = {"scale": (0.5,) * image.ndim, "translate": (3.0,) * image.ndim}
+    units = ("micrometer",) * image.ndim
+    return SimpleNamespace(data=image, multiscale=False, axis_labels=axes, units=units, **sizes)
 
 
 def test_a_function_is_told_how_far_a_run_is():
@@ -75,9 +78,14 @@ def test_a_layer_in_memory_is_copied_once_and_segmented_as_ever():
 
 @pytest.mark.parametrize("image", [IMAGE, blobs((2, 5, 30, 40))])
 def test_a_copy_holds_the_layer_and_its_time_axis(image):
-    copy = CopyOfLayer(in_memory(image, ("t", "z", "y", "x")[-image.ndim :]))
+    layer = in_memory(image, ("t", "z", "y", "x")[-image.ndim :])
+    copy = CopyOfLayer(layer)
     np.testing.assert_array_equal(load_ome_zarr(copy.write(lambda: False)), image)
-    stopped = CopyOfLayer(in_memory(image))
+    source = open_source(copy.place, channel=None, level=0)
+    assert source.time_axis == (0 if image.ndim == 4 else None)
+    assert set(source.calibration.scale) == {0.5}
+    assert set(source.calibration.translation) == {3.0}
+    stopped = CopyOfLayer(layer)
     stopped.write(lambda: True)
     assert not stopped.place.exists()
 
