@@ -6,7 +6,6 @@ from typing import Literal
 import numpy as np
 from scipy import ndimage
 
-
 SIGMA = 2.0
 """Of the Gaussian smoothing, in voxels; it looks four times as far."""
 
