@@ -126,11 +126,16 @@ def test_where_all_voxels_are_equal_there_are_no_objects(dtype):
         assert blobs(5, smoothing=1).prepare(image)(image).max() == 0
 
 
-@pytest.mark.parametrize("dtype", ["int16", "uint32", "float32", "float64"])
+@pytest.mark.parametrize("dtype", ["int16", "uint32", "float16", "float32", "float64"])
 def test_the_same_intensities_of_any_dtype_give_the_same_labels(dtype):
     image = np.random.default_rng(5).integers(0, 120, (40, 50)).astype("uint8")
     segment = blobs(6, threshold=50, smoothing=1)
     np.testing.assert_array_equal(segment(image.astype(dtype)), segment(image))
+
+
+def test_a_binary_image_has_blobs():
+    image = discs((20, 30), [(10, 9)], 4) > 150
+    np.testing.assert_array_equal(blobs(8).prepare(image)(image), image)
 
 
 def test_a_background_of_any_height_changes_nothing():

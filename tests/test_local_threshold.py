@@ -39,12 +39,14 @@ def test_a_gaussian_mean_differs_from_scikit_images_only_in_where_it_ends(seed, 
 
 @pytest.mark.parametrize("local", METHODS)
 @settings(deadline=None, max_examples=8)
-@given(st.sampled_from([0, 1]), st.integers(0, 2**32 - 1))
-def test_tiles_give_the_components_of_the_whole_image(local, sigma, seed):
+@given(st.sampled_from([0, 1]), st.sampled_from(["auto", "touch"]), st.integers(0, 2**32 - 1))
+def test_tiles_give_the_components_of_the_whole_image(local, sigma, stitch, seed):
     image = np.random.default_rng(seed).random((50, 47)).astype("float32")
     segment = threshold(local=local, window=[5, 9], sigma=sigma, offset=0.05)
     overlap = [far + 1 for far in segment.reach]
-    tiled = tile_process(image, segment, tile_shape=(17, 20), overlap=overlap, progress=False)
+    tiled = tile_process(
+        image, segment, tile_shape=(17, 20), overlap=overlap, stitch=stitch, progress=False
+    )
     assert same_partition(segment(image), tiled.compute())
 
 
@@ -70,7 +72,7 @@ def test_where_all_voxels_are_equal_there_are_no_objects(local, dtype, data):
     assert threshold(local=local, window=9, sigma=1)(image).max() == 0
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint32", "float32", "float64"])
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint32", "float16", "float32", "float64"])
 @pytest.mark.parametrize("local", METHODS)
 def test_the_same_intensities_of_any_dtype_give_the_same_labels(local, dtype):
     image = np.random.default_rng(5).integers(0, 120, (40, 50)).astype("uint8")

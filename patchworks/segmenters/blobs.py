@@ -110,8 +110,8 @@ def laplacian_response(tile: np.ndarray, sigma: tuple[float, ...]) -> tuple[np.n
     smooth = ndimage.gaussian_filter(tile.astype(np.float64), sigma, truncate=TRUNCATE)
     response = np.zeros(tile.shape)
     for axis, scale in enumerate(sigma):
-        response -= scale**2 * ndimage.correlate1d(smooth, np.array([1.0, -2.0, 1.0]), axis)
-    least = ROUNDING * np.abs(smooth)
+        response += ndimage.correlate1d(smooth, scale**2 * np.array([-1.0, 2.0, -1.0]), axis)
+    least = np.abs(smooth, out=smooth) * ROUNDING
     return response.astype(np.float32), least.astype(np.float32)
 
 

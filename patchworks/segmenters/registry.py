@@ -110,5 +110,6 @@ def _is_installed(package: str) -> bool:
     try:
         Distribution.from_name(package)
     except ModuleNotFoundError:
-        return find_spec(package.replace("-", "_")) is not None  # another build of it
+        module = re.sub(r"[-.]", "_", package)
+        return find_spec(module) is not None  # another build of it
     return True

@@ -43,17 +43,16 @@ def climb(
     numpy.ndarray
         int32, each object connected.
     """
-    ways = _Ways(heights, mask)
+    ways = _Ways(heights, mask, limits)
     ways.follow()
-    reached = ways.to
-    ends = np.flatnonzero((reached == np.arange(reached.size)) & is_top[mask])
-    numbers = np.zeros(reached.size, np.int32)
+    ends = np.flatnonzero((ways.to == np.arange(ways.to.size)) & is_top[mask])
+    numbers = np.zeros(ways.to.size, np.int32)
     numbers[ends] = np.arange(1, ends.size + 1, dtype=np.int32)
-    near = np.ones(reached.size, bool)
+    reached = numbers[ways.to]
     for n_steps, limit in zip(ways.n_steps, limits, strict=True):
-        near &= n_steps <= limit
+        reached[n_steps > limit] = 0
     labels = np.zeros(heights.shape, np.int32)
-    labels[mask] = np.where(near, numbers[reached], 0)
+    labels[mask] = reached
     return labels
 
 
@@ -66,28 +65,32 @@ class _Ways:
         Real numbers.
     mask : numpy.ndarray of bool
         Where ways may go.
+    limits : tuple of int
+        Per axis; steps are counted up to one more.
     """
 
-    def __init__(self, heights: np.ndarray, mask: np.ndarray) -> None:
+    def __init__(self, heights: np.ndarray, mask: np.ndarray, limits: tuple[int, ...]) -> None:
         padded = np.pad(np.where(mask, heights, -np.inf), 1, constant_values=-np.inf)
-        index: np.ndarray = np.full(padded.shape, -1, np.intp)
-        index[(slice(1, -1),) * heights.ndim][mask] = np.arange(np.count_nonzero(mask))
-        at = np.flatnonzero(index.ravel() >= 0)
+        whole = np.int32 if padded.size < 2**31 else np.int64
+        index: np.ndarray = np.full(padded.shape, -1, whole)
+        index[(slice(1, -1),) * heights.ndim][mask] = np.arange(np.count_nonzero(mask), dtype=whole)
         flat, index = padded.ravel(), index.ravel()
+        at: np.ndarray = np.flatnonzero(index >= 0).astype(whole)
         strides = [n // padded.itemsize for n in padded.strides]
+        steps = np.array(list(product((-1, 0, 1), repeat=heights.ndim)))
+        offsets = (steps @ strides).astype(whole)
         highest = np.full(at.size, -np.inf, padded.dtype)
         best = np.zeros(at.size, np.int16)
-        steps = list(product((-1, 0, 1), repeat=heights.ndim))
-        offsets = np.array([np.dot(step, strides) for step in steps], np.intp)
         for number, offset in enumerate(offsets):  # in the order of the array: the last one wins
             there = flat[at + offset]
             is_higher = there >= highest
             highest[is_higher] = there[is_higher]
             best[is_higher] = number
+        del padded, flat, highest
+        self.limits = limits
         self.to: np.ndarray = index[at + offsets[best]]
-        self.n_steps = [
-            np.abs(np.array(along, np.int32))[best] for along in zip(*steps, strict=True)
-        ]
+        counts = np.int16 if max(limits) < 2**14 else np.int64
+        self.n_steps = [np.abs(along).astype(counts)[best] for along in steps.T]
 
     def follow(self) -> None:
         """Go all ways to their ends, twice as far each time."""
@@ -95,6 +98,7 @@ class _Ways:
             further = self.to[self.to]
             if np.array_equal(further, self.to):
                 return
-            for along in self.n_steps:
+            for along, limit in zip(self.n_steps, self.limits, strict=True):
                 along += along[self.to]
+                np.minimum(along, limit + 1, out=along)
             self.to = further

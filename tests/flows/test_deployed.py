@@ -159,6 +159,8 @@ BAD: dict[str, list[dict[str, Any]]] = {
         {"run": {"tile_timeout_s": 0}},
         {"selection": {"channel": -1}},
         {"segmenter": {"name": "threshold", "valu": 3}},
+        {"segmenter": {"name": "blobs"}},
+        {"segmenter": {"name": "onnx", "model": "a.onnx", "postprocess": "magic"}},
         {"segmenter": {"import": "no colon"}},
         {"cluster": {"kind": "cloud"}},
         {"cluster": {"n_worker": 2}},

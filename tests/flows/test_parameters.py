@@ -1,19 +1,30 @@
 """The forms: groups, bounds, choices, descriptions; unknown keys are refused."""
 
 import importlib
+import inspect
 
 import numpy as np
 import pytest
 from prefect.exceptions import ParameterTypeError, SignatureMismatchError
 from prefect.utilities.callables import parameter_schema
+from pydantic_core import PydanticUndefined
 
 from flows.cluster import ClusterSpec
 from flows.parameters import Run, Selection, Tiles, checked, shown, split_keywords
 from flows.segment_image import plan_segmentation
-from flows.segmenter_choice import Imported, Registered, Threshold, as_shown, segmenter_of
+from flows.segmenter_choice import (
+    TYPED,
+    Blobs,
+    Imported,
+    Registered,
+    Threshold,
+    as_shown,
+    segmenter_of,
+)
 from patchworks.errors import InputError
 from patchworks.segmenters import Threshold as ThresholdSegmenter
-from patchworks.segmenters import threshold
+from patchworks.segmenters import blobs, known_segmenters, threshold
+from patchworks.segmenters.registry import package_of
 from tests.stores import components, ome_zarr
 
 FLOWS = {
@@ -87,6 +98,45 @@ class TestSegmenters:
     def test_a_built_in_refuses_what_it_does_not_know(self, bad):
         with pytest.raises(ParameterTypeError, match="segmenter"):
             self.parse({"name": "threshold", **bad})
+
+    def test_blobs_take_a_diameter_or_one_per_axis(self):
+        assert segmenter_of(self.parse({"name": "blobs", "diameter": 30})) == blobs(30)
+        given = {"name": "blobs", "diameter": [3, 9.5, 9.5], "contrast": 2}
+        assert segmenter_of(self.parse(given)) == blobs([3, 9.5, 9.5], contrast=2)
+
+    def test_a_local_threshold(self):
+        given = {"name": "threshold", "local": "mean", "window": [3, 51, 51], "offset": 4}
+        assert segmenter_of(self.parse(given)) == threshold(
+            local="mean", window=[3, 51, 51], offset=4
+        )
+
+    @pytest.mark.parametrize(
+        ("given", "said"),
+        [
+            ({"name": "blobs"}, "segmenter 'blobs': diameter.*Field required"),
+            ({"name": "blobs", "diameter": 0}, "diameter.*greater than 1"),
+            ({"name": "threshold", "local": "median"}, "local='median'.*'mean' or 'gaussian'"),
+            ({"name": "onnx", "model": "a", "postprocess": "magic"}, "onnx.*postprocess='magic'"),
+        ],
+    )
+    def test_an_error_is_of_the_function_that_was_named_alone(self, given, said):
+        with pytest.raises(ParameterTypeError, match=said) as refused:
+            self.parse(given)
+        assert "Registered" not in str(refused.value)
+
+    def test_the_forms_of_the_built_ins_are_those_of_their_functions(self):
+        for form, factory in ((Threshold, threshold), (Blobs, blobs)):
+            fields = {k: f.default for k, f in form.model_fields.items() if k != "name"}
+            taken = inspect.signature(factory).parameters.values()
+            assert {k: d for k, d in fields.items() if d is not PydanticUndefined} == {
+                p.name: p.default for p in taken if p.default is not p.empty
+            }
+            assert list(fields) == [p.name for p in taken]
+
+    def test_every_segmenter_of_this_package_has_a_form(self):
+        ours = {name for name, p in known_segmenters().items() if package_of(p) == "patchworks"}
+        assert ours == {"threshold", "blobs", "cellpose", "stardist", "torch", "onnx"}
+        assert ours <= set(TYPED)
 
     def test_an_import_path_with_arguments(self):
         given = {"import": "patchworks.segmenters:threshold", "kwargs": {"value": 7}}

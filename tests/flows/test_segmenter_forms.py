@@ -250,6 +250,25 @@ def test_the_form_of_a_package_that_is_not_installed_here_fits_nothing():
         _ = segmenter_forms.nothing
 
 
+def test_what_a_segmenter_takes_and_is_not_installed_is_said(tmp_path, monkeypatch, capsys):
+    about = tmp_path / "their_package-1.dist-info"
+    about.mkdir()
+    wanted = ["numpy>=2 ; extra == 'theirs'", 'no-such.package>=1; extra == "theirs"', "no-other"]
+    lines = ["Metadata-Version: 2.1", "Name: their-package", "Version: 1"]
+    lines += [f"Requires-Dist: {each}" for each in wanted]
+    (about / "METADATA").write_text("\n".join(lines) + "\n")
+    registered = f"[{registry.GROUP}]\ntheirs = {HERE}:with_others\n"
+    (about / "entry_points.txt").write_text(registered)
+    monkeypatch.syspath_prepend(tmp_path)
+    point = registry.known_segmenters()["theirs"]
+    assert registry.missing_packages(point) == ["no-such.package"]
+    said = properties(form_of(point))["name"]["description"]
+    assert "their-package" in said
+    assert "no-such.package (pip install 'their-package[theirs]')" in said
+    assert main(["segmenters", "theirs"]) == 0
+    assert "not installed: no-such.package; pip install" in capsys.readouterr().out
+
+
 def test_forms_of_what_is_installed_are_sent_by_name():
     for form in segmenter_forms.FORMS.values():
         assert pickle.loads(pickle.dumps(form)) is form
