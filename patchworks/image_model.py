@@ -7,6 +7,7 @@ channels, sides that are a multiple of what the network halves, and what its out
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, get_args
 
@@ -36,22 +37,40 @@ class TileInput:
     ----------
     layout : {"channels first", "channels last", "plain"}
         Axes of its input: see `Layout`.
-    multiple : int
-        The axes of space are made so long, by voxels reflected at the upper side.
+    multiple : int or tuple of int
+        Axes of space are made a multiple of it long, all or each of its own, by voxels reflected at
+        the upper side.
     """
 
     layout: Layout = "channels first"
-    multiple: int = 16
+    multiple: int | tuple[int, ...] = 16
 
     def __post_init__(self) -> None:
         if self.layout not in get_args(Layout):
             raise InputError(f"layout={self.layout!r}: expected one of {get_args(Layout)}")
-        whole_number("multiple", self.multiple, 1, 2**16)
+        for each in self.multiple if isinstance(self.multiple, tuple) else (self.multiple,):
+            whole_number("multiple", each, 1, 2**16)
 
     def padded(self, tile: np.ndarray, n_axes: int) -> np.ndarray:
-        """Return the tile with all axes of space a multiple long."""
-        missing = [0] * (tile.ndim - n_axes) + [-n % self.multiple for n in tile.shape[-n_axes:]]
-        return np.pad(tile, [(0, n) for n in missing], mode="reflect") if any(missing) else tile
+        """Return the tile with all axes of space a multiple long.
+
+        Raises
+        ------
+        SegmenterError
+            If there are multiples for another number of axes.
+        """
+        multiples = self.multiple if isinstance(self.multiple, tuple) else (self.multiple,) * n_axes
+        space = tile.shape[-n_axes:]
+        if len(multiples) != n_axes:
+            raise SegmenterError(
+                f"multiple={list(multiples)}: the tile has {n_axes} axes of space, {space}; give "
+                f"one number for each, or one for all"
+            )
+        missing = [-n % multiple for n, multiple in zip(space, multiples, strict=True)]
+        if not any(missing):
+            return tile
+        before = [(0, 0)] * (tile.ndim - n_axes)
+        return np.pad(tile, [*before, *[(0, n) for n in missing]], mode="reflect")
 
     def shaped(self, tile: np.ndarray, n_axes: int) -> np.ndarray:
         """Return the tile with the axes that the network expects, in one piece of memory."""
@@ -116,6 +135,11 @@ class ImageModel:
     objects: PostProcessing = field(default_factory=PostProcessing)
     n_channels: int | None = None
 
+    def at_scale(self, voxel_size: Sequence[float | None], shape: Sequence[int]) -> ImageModel:
+        """Return the function for an image of that scale, in micrometers where it is known."""
+        n_channels = shape[0] if len(shape) > len(voxel_size) else None
+        return replace(self, objects=self.objects.at_scale(voxel_size), n_channels=n_channels)
+
     def prepare(self, sample: np.ndarray) -> ImageModel:
         """Return the function for an image, a sample of which is flat, or ``(C, n)``."""
         return replace(
@@ -163,7 +187,8 @@ class ImageModel:
 def _in_short(error: Exception) -> str:
     """Return what an error says; of one with a traceback in it, as TorchScript's, the last line."""
     lines = str(error).strip().splitlines()
-    return lines[-1] if len(lines) > 5 else " ".join(lines)
+    text = lines[-1] if len(lines) > 5 else " ".join(lines)
+    return text.removeprefix(f"{type(error).__name__}: ")
 
 
 def chosen(outputs: object, which: int) -> object:

@@ -16,7 +16,7 @@ an object's diameter makes tiles agree.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast, get_args
 
 import numpy as np
@@ -57,8 +57,8 @@ class PostProcessing:
         Objects of fewer voxels are left out.
     connectivity : int
         How many axes a step between neighbouring voxels of an object may change.
-    anisotropy : float
-        Step of the first of three axes over that of the others.
+    anisotropy : float, optional
+        Step of the first of three axes over that of the others; 1 where nobody knows it.
     foreground : tuple of int
         Channels that are added up to the foreground.
     boundary, seeds : int, optional
@@ -77,7 +77,7 @@ class PostProcessing:
     seed_distance: int | None = None
     min_size: int = 0
     connectivity: int = 1
-    anisotropy: float = 1.0
+    anisotropy: float | None = None
     foreground: tuple[int, ...] = (0,)
     boundary: int | None = None
     seeds: int | None = None
@@ -85,10 +85,13 @@ class PostProcessing:
     def __post_init__(self) -> None:
         _one_of("postprocess", self.how, get_args(PostProcess))
         _one_of("activation", self.activation, get_args(Activation))
-        for name in ("threshold", "seed_threshold", "anisotropy"):
+        for name in ("threshold", "seed_threshold"):
             if finite_number(name, getattr(self, name)) is None:
                 raise InputError(f"{name}=None: expected a number")
-        if self.anisotropy <= 0:
+        if (
+            self.anisotropy is not None
+            and not (finite_number("anisotropy", self.anisotropy) or 0) > 0
+        ):
             raise InputError(f"anisotropy={self.anisotropy!r}: expected a number above 0")
         whole_number("min_size", self.min_size, 0, 2**62)
         whole_number("connectivity", self.connectivity, 1, 5)
@@ -98,6 +101,15 @@ class PostProcessing:
             raise InputError(f"foreground_channels={self.foreground!r}: expected some, such as [0]")
         for channel in (*self.foreground, self.boundary or 0, self.seeds or 0):
             whole_number("channel of the output", channel, 0, 2**20)
+
+    def at_scale(self, voxel_size: Sequence[float | None]) -> PostProcessing:
+        """Return the rule for an image whose voxels have that size, in micrometers if known."""
+        if self.anisotropy is not None or len(voxel_size) != 3:
+            return self
+        known = [size for size in voxel_size if size is not None]
+        if len(known) < 3:
+            return self
+        return replace(self, anisotropy=2 * known[0] / (known[1] + known[2]))
 
     def __call__(self, output: np.ndarray, margins: Margins) -> np.ndarray:
         """Return the labels, int32 (or what the network gave, for ``"labels"``).
@@ -171,14 +183,14 @@ class PostProcessing:
     def _apart(self, ndim: int) -> tuple[int, ...]:
         """Return the distance between seeds per axis, in voxels."""
         distance = self.seed_distance or SEED_DISTANCE
-        first = max(1, round(distance / self.anisotropy)) if ndim == 3 else distance
+        first = max(1, round(distance / (self.anisotropy or 1))) if ndim == 3 else distance
         return (first, *[distance] * (ndim - 1))
 
     def _cut_where_narrow(self, mask: np.ndarray) -> np.ndarray:
         """Return the pieces of a mask, cut between the middles of their wide parts."""
         if mask.all():  # the transform would measure to a background that there is not
             return np.ones(mask.shape, np.int32)
-        sampling = (self.anisotropy, 1, 1) if mask.ndim == 3 else None
+        sampling = (self.anisotropy or 1, 1, 1) if mask.ndim == 3 else None
         depth = ndimage.distance_transform_edt(mask, sampling=sampling).astype(np.float32)
         seeds = maxima_apart(depth, mask, self._apart(mask.ndim), self.connectivity)
         return _flooded(-depth, seeds, mask, self.connectivity)

@@ -76,9 +76,7 @@ def install():
     from cellpose import models
 
     if MAJOR == 3:
-        from cellpose.resnet_torch import CPnet
-
-        models.CPnet = lambda nbase, *args, **kwargs: CPnet([nbase[0], *NBASE], *args, **kwargs)
+        models.CPnet = cpnet_class()
     else:
         models.CPSAM = unet_class()
 
@@ -98,6 +96,22 @@ class WithSmallNetwork:
     def __call__(self, tile):
         install()
         return self.segmenter(tile)
+
+
+def cpnet_class():
+    """Cellpose 3's own network with fewer channels, and a style as long as it is expected."""
+    import torch
+    from cellpose.resnet_torch import CPnet
+
+    class SmallCPnet(CPnet):
+        def __init__(self, nbase, *args, **kwargs):
+            super().__init__([nbase[0], *NBASE], *args, **kwargs)
+
+        def forward(self, x):
+            y, style, downsampled = super().forward(x)
+            return y, torch.nn.functional.pad(style, (0, 256 - style.shape[1])), downsampled
+
+    return SmallCPnet
 
 
 def unet_class():
@@ -152,9 +166,7 @@ def train(folder, n_epochs=None):
     pairs = [make_cells((128, 128), 100 + i, shading=ramp) for i, ramp in enumerate(ramps)]
     images, labels = [image for image, _ in pairs], [label for _, label in pairs]
     if MAJOR == 3:
-        from cellpose.resnet_torch import CPnet
-
-        net = CPnet([2, *NBASE], 3, sz=3)
+        net = cpnet_class()([2, *NBASE], 3, sz=3)
         own = {"channels": [0, 0], "learning_rate": 0.01, "n_epochs": n_epochs or 150, "bsize": 112}
     else:
         net = unet_class()()

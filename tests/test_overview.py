@@ -13,6 +13,7 @@ from PIL import Image
 from patchworks import tile_process
 from patchworks.errors import InputError
 from patchworks.io import projection
+from patchworks.plugins.ome_zarr import write_labels
 from patchworks.plugins.overview import GREYS, PALETTE, overview_picture, overview_png
 from tests.stores import ome_zarr
 
@@ -101,6 +102,31 @@ class TestOutlines:
         image[30, 0] = np.inf
         stored = stores(tmp_path, image, np.zeros(image.shape, "uint8"))
         assert pixels(overview_picture(*stored, max_pixels=60)).max() == 255
+
+    def test_neighbours_never_share_a_colour(self, tmp_path):
+        labels = np.zeros((80, 80), "uint64")
+        side = np.arange(8)
+        # As numbered in tiles: those above one another differ by 8, the number of colours.
+        cells = 1 + side[:, None] * 8 + side[None] + 2**40
+        labels[:] = np.kron(cells, np.ones((10, 10), "uint64"))
+        image, stored = stores(tmp_path, np.zeros(labels.shape, "uint8"), labels)
+        rgb = pixels(overview_picture(image, stored, max_pixels=80)).astype(int)
+        for one, other in ((rgb[10::10], rgb[9:-1:10]), (rgb[:, 10::10], rgb[:, 9:-1:10])):
+            assert (one != other).any(axis=-1).all()
+        assert is_colour(rgb)[10::10].all()
+
+    def test_labels_are_found_by_their_name_or_alone(self, tmp_path):
+        labels = a_square()
+        image, _ = stores(tmp_path, labels.astype("uint8"), labels)
+        write_labels(image, labels, name="cells", progress=False)
+        expected = overview_picture(image, f"{image}/labels/cells")
+        assert overview_picture(image) == expected == overview_picture(image, "cells")
+        assert (
+            overview_png(image, path=tmp_path / "a.png", max_pixels=1024).read_bytes() == expected
+        )
+        write_labels(image, labels, name="nuclei", progress=False)
+        with pytest.raises(InputError, match="'cells', 'nuclei'"):
+            overview_picture(image)
 
     def test_labels_of_another_shape_are_refused(self, tmp_path):
         image, stored = stores(tmp_path, np.zeros((50, 60), "uint8"), np.zeros((50, 61), "uint8"))
@@ -217,6 +243,7 @@ def test_of_labels_that_patchworks_made(tmp_path, shape):
 SPARSE = """
 import re, time
 from pathlib import Path
+from patchworks.plugins.ome_zarr import write_labels
 from patchworks.plugins.overview import overview_picture
 overview_picture("small.zarr", "small_labels.zarr")
 

@@ -139,6 +139,14 @@ def test_distances_count_slices_as_thick_as_they_are():
     assert rule(mask[None], whole(3)).max() == 1
 
 
+def test_the_image_says_how_thick_slices_are_unless_the_user_does():
+    rule = PostProcessing(how="distance transform")
+    assert rule.at_scale((2.0, 0.5, 0.5)).anisotropy == 4
+    assert PostProcessing(anisotropy=3.0).at_scale((2.0, 0.5, 0.5)).anisotropy == 3
+    for unknown in ((0.5, 0.5), (None, 0.5, 0.5), (2.0, None, 0.5)):
+        assert rule.at_scale(unknown) == rule
+
+
 @laws
 @given(st.sampled_from([(1, 1), (9, 1), (7, 8), (3, 4, 5)]))
 def test_where_there_is_no_background_all_is_one_object(shape):

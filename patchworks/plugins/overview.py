@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from patchworks.errors import InputError
-from patchworks.geometry.neighbour_colors import neighbour_colors
+from patchworks.geometry.neighbour_colors import pixel_colors
 from patchworks.io.channels import ChannelChoice
 from patchworks.io.find_labels import labels_named, only_labels
 from patchworks.io.image_source import ImageSource
@@ -215,9 +215,8 @@ class _Drawing:
             # Wide enough to be seen when a page shrinks it, where objects are not mostly outline.
             wide = _outlines(self.labels, 2)
             edge = wide if wide.sum() < 0.6 * (self.labels > 0).sum() else edge
-        labels, ranks = np.unique(self.labels[edge], return_inverse=True)
-        colors = neighbour_colors(self.labels, labels, len(PALETTE))
-        picture[edge] = (N_GREYS + colors[ranks]).astype(np.uint8)
+        colors = pixel_colors(self.labels, edge, len(PALETTE))
+        picture[edge] = (N_GREYS + colors).astype(np.uint8)
         return picture
 
 

@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -103,9 +103,11 @@ def stardist_fn(
     factor = finite_number("scale", scale)
     if factor is not None and factor <= 0:
         raise InputError(f"stardist_fn scale={scale!r}: expected a number above 0")
+    n_axes, n_channels = _kind_of(folder)
     return StarDist(
-        model=ProcessModel(_load, (folder, _files(folder), _axes_of(folder))),
-        n_axes=_axes_of(folder),
+        model=ProcessModel(_load, (folder, _files(folder), n_axes)),
+        n_axes=n_axes,
+        n_channels=n_channels,
         prob_threshold=prob_threshold,
         nms_threshold=nms_threshold,
         scale=factor,
@@ -126,11 +128,18 @@ class StarDist:
 
     model: ProcessModel[Any]
     n_axes: int
+    n_channels: int
     prob_threshold: float | None = None
     nms_threshold: float | None = None
     scale: float | None = None
     min_size: int = 0
     normalisation: Normalisation = field(default_factory=Normalisation)
+
+    def at_scale(self, voxel_size: Sequence[float | None], shape: Sequence[int]) -> StarDist:
+        """Return itself; raise InputError if the model is one for another kind of image."""
+        if why := self._misfit(tuple(shape), len(voxel_size)):
+            raise InputError(why)
+        return self
 
     def prepare(self, sample: np.ndarray) -> StarDist:
         """Return the function for an image, a sample of which is flat, or ``(C, n)``."""
@@ -149,17 +158,11 @@ class StarDist:
             If the model is one for another number of axes or channels.
         """
         n_axes = len(margins)
-        if n_axes != self.n_axes or tile.ndim not in (n_axes, n_axes + 1):
-            hint = "; for a stack give slice_wise=True" if self.n_axes < n_axes else ""
-            raise SegmenterError(
-                f"a StarDist model of {self.n_axes} axes cannot segment a tile {tile.shape} of "
-                f"{n_axes} axes of space; expected {'Y, X' if self.n_axes == 2 else 'Z, Y, X'}"
-                f"{hint}"
-            )
+        if why := self._misfit(tile.shape, n_axes):
+            raise SegmenterError(why)
         axes = "CZYX"[4 - tile.ndim :] if n_axes == 3 else "CYX"[3 - tile.ndim :]
         voxels = self.normalisation(tile, n_axes).astype(np.float32, copy=False)
         with self.model.use() as network:
-            _check_channels(network, tile, n_axes)
             labels, _ = network.predict_instances(
                 voxels,
                 axes=axes,
@@ -171,15 +174,21 @@ class StarDist:
             )
         return without_small(np.asarray(labels, np.int32), self.min_size, margins)
 
-
-def _check_channels(network: Any, tile: np.ndarray, n_axes: int) -> None:
-    expected = int(network.config.n_channel_in)
-    found = len(tile) if tile.ndim > n_axes else 1
-    if found != expected:
-        raise SegmenterError(
-            f"the StarDist model takes {expected} channels, and the tile {tile.shape} has {found}; "
-            f"choose them with channel="
-        )
+    def _misfit(self, shape: tuple[int, ...], n_axes: int) -> str:
+        """Return why the model cannot segment a tile of so many axes of space, or ""."""
+        n_channels = shape[0] if len(shape) > n_axes else 1
+        if n_axes != self.n_axes or len(shape) > n_axes + 1:
+            hint = "; for a stack give slice_wise=True" if self.n_axes < n_axes else ""
+            return (
+                f"a StarDist model of {self.n_axes} axes cannot segment {shape}, of {n_axes} axes "
+                f"of space; expected {'Y, X' if self.n_axes == 2 else 'Z, Y, X'}{hint}"
+            )
+        if n_channels != self.n_channels:
+            return (
+                f"the StarDist model takes {self.n_channels} channels, and {shape} has "
+                f"{n_channels}; choose them with channel="
+            )
+        return ""
 
 
 def _folder(model: str | os.PathLike[str]) -> str:
@@ -221,18 +230,20 @@ def _files(folder: str) -> tuple[Weights, ...]:
     return tuple([Weights.at(file, "stardist_fn model") for file in files])
 
 
-def _axes_of(folder: str) -> int:
+def _kind_of(folder: str) -> tuple[int, int]:
+    """Return the axes of space and the channels of the images that a model segments."""
     file = Path(folder) / "config.json"
     try:
-        n_axes = json.loads(file.read_text())["n_dim"]
+        config = json.loads(file.read_text())
+        n_axes, n_channels = config["n_dim"], config["n_channel_in"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"stardist_fn model: {file} does not say n_dim ({type(error).__name__}: {error}); "
-            f"expected what StarDist writes when a model is made"
+            f"stardist_fn model: {file} does not say n_dim and n_channel_in "
+            f"({type(error).__name__}: {error}); expected what StarDist writes when a model is made"
         ) from error
     if n_axes not in (2, 3):
         raise InputError(f"stardist_fn model: {file} says n_dim={n_axes!r}; expected 2 or 3")
-    return int(n_axes)
+    return int(n_axes), int(n_channels)
 
 
 def _load(folder: str, files: tuple[Weights, ...], n_axes: int) -> Any:

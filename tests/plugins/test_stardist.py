@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from patchworks import tile_process
-from patchworks.errors import SegmenterError
+from patchworks.errors import InputError, SegmenterError
 from patchworks.fingerprint import digest
 from patchworks.plugins.stardist import stardist_fn
 from patchworks.process_model import ProcessModel
@@ -122,6 +122,8 @@ def test_slices_of_a_stack(folder):
     segment = stardist_fn(folder)
     with pytest.raises(SegmenterError, match="slice_wise=True"):
         segment.segment_view(stack, ((0, 0),) * 3)
+    with pytest.raises(InputError, match="slice_wise=True"):
+        tile_process(stack, segment, progress=False)
     found = np.asarray(tile_process(stack, segment, slice_wise=True, **TILES))
     assert found.max() == found[1].max() > 30
     np.testing.assert_array_equal(found[0], found[2])
@@ -156,5 +158,5 @@ def test_three_axes(tmp_path):
     assert cells.same_partition(segment(image), expected)
     with pytest.raises(SegmenterError, match="of 3 axes cannot segment"):
         segment.segment_view(image[0], ((0, 0),) * 2)
-    with pytest.raises(SegmenterError, match=r"takes 1 channels, and the tile .* has 2"):
+    with pytest.raises(SegmenterError, match=r"takes 1 channels, and .* has 2"):
         segment.segment_view(np.stack([image, image]), ((0, 0),) * 3)

@@ -2,8 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 
+from patchworks import tile_process
 from patchworks.errors import InputError, MissingExtraError
 from patchworks.fingerprint import digest
 from patchworks.plugins.stardist import stardist_fn
@@ -92,3 +94,13 @@ def test_without_the_packages_the_line_to_install_them_is_named(tmp_path, monkey
     monkeypatch.setattr("patchworks.extras.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'patchworks\[stardist\]'"):
         stardist_fn(model_in(tmp_path / "mine"))
+
+
+def test_an_image_that_it_cannot_segment_is_refused_before_any_work(tmp_path):
+    image = np.zeros((20, 40, 40), "uint8")
+    segment = stardist_fn(model_in(tmp_path / "mine"))
+    with pytest.raises(InputError, match=r"of 2 axes cannot segment \(20, 40, 40\).*slice_wise"):
+        tile_process(image, segment, progress=False)
+    with pytest.raises(InputError, match=r"takes 1 channels, and \(2, 40, 40\) has 2"):
+        segment.at_scale((None, None), (2, 40, 40))
+    assert segment.at_scale((None, None), (40, 40)) is segment

@@ -7,6 +7,7 @@ import logging
 import os
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 from urllib.error import HTTPError, URLError
@@ -76,7 +77,8 @@ def fetch_model(name: str, *, overwrite: bool = False, progress: bool = True) ->
             raise
         raise TargetNotWritableError(f"{path.parent} cannot be written: {error}") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
     logger.info("weights of %s from %s: %s", name, known.url, path)
     return path
 
@@ -92,6 +94,7 @@ def _download(known: KnownModel, file: BinaryIO, path: Path, *, progress: bool) 
             with shown:
                 n_bytes = _copy(answer, file, shown.update)
     except HTTPError as error:
+        error.close()
         raise DownloadError(
             _failed(known, path, f"answered {error.code} {error.reason}")
         ) from error

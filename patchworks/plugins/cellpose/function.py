@@ -7,6 +7,7 @@ from typing import Literal
 from patchworks.errors import InputError
 from patchworks.plugins.cellpose.find_weights import find_weights
 from patchworks.plugins.cellpose.installed import installed_version
+from patchworks.plugins.cellpose.model import load_model
 from patchworks.plugins.cellpose.normalisation import METHODS, Normalisation
 from patchworks.plugins.cellpose.segmenter import Cellpose
 from patchworks.plugins.cellpose.settings import (
@@ -17,6 +18,7 @@ from patchworks.plugins.cellpose.settings import (
     pairs,
     positions,
 )
+from patchworks.process_model import ProcessModel
 
 
 def cellpose_fn(
@@ -149,12 +151,10 @@ def cellpose_fn(
         raise InputError(f"cellpose_fn model={model!r}: expected a name or a path")
     version = installed_version()
     return Cellpose(
-        weights=find_weights(model, version),
+        model=ProcessModel(load_model, (find_weights(model, version), version, where, half)),
         version=version,
         settings=settings,
         normalisation=normalisation,
-        device=where,
-        bfloat16=half,
     )
 
 

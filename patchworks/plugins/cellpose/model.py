@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from patchworks.errors import InputError, MissingExtraError
+from patchworks.execution.machine import cores_of_this_process
 from patchworks.extras import import_extra
-from patchworks.plugins.cellpose.installed import major_of
+from patchworks.plugins.cellpose.installed import installed_version, major_of
 from patchworks.plugins.cellpose.known_models import KNOWN
 from patchworks.weights import Weights
 
@@ -92,6 +93,7 @@ def load_model(weights: Weights, version: str, device: str | None, bfloat16: boo
     models = import_extra("cellpose.models", "cellpose", WHAT)
     torch = import_extra("torch", "cellpose", WHAT)
     _check_place(weights, version, package)
+    _settle(torch)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if where.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"cellpose_fn device={device!r}: PyTorch sees no GPU in this process")
@@ -112,11 +114,20 @@ def load_model(weights: Weights, version: str, device: str | None, bfloat16: boo
     return LoadedModel(found, major)
 
 
+def _settle(torch: Any) -> None:
+    """Have torch use this process's share of the cores, and Cellpose show no bar for each tile."""
+    if torch.get_num_threads() > cores_of_this_process():
+        torch.set_num_threads(cores_of_this_process())
+    sparse = getattr(torch.sparse, "check_sparse_tensor_invariants", None)
+    if sparse is not None and not sparse.is_enabled():
+        sparse.disable()  # as it is; torch warns until it is said
+    utils: Any = import_extra("cellpose.utils", "cellpose", WHAT)
+    utils.trange = range  # in stitching
+
+
 def _check_place(weights: Weights, version: str, package: Any) -> None:
     """Raise if this process's machine is not what the one that planned the run is."""
-    from importlib.metadata import version as version_of
-
-    here = version_of("cellpose")
+    here = installed_version()
     if major_of(here) != major_of(version):
         raise MissingExtraError(
             f"cellpose_fn was made with Cellpose {version}; this process has {here} "

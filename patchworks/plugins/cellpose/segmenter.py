@@ -10,11 +10,10 @@ import numpy as np
 
 from patchworks.errors import InputError
 from patchworks.plugins.cellpose.installed import major_of
-from patchworks.plugins.cellpose.model import LoadedModel, load_model
+from patchworks.plugins.cellpose.model import TRAINED_DIAMETER, LoadedModel
 from patchworks.plugins.cellpose.normalisation import Normalisation
 from patchworks.plugins.cellpose.settings import Settings
 from patchworks.process_model import ProcessModel
-from patchworks.weights import Weights
 
 logger = logging.getLogger(__name__)
 
@@ -26,50 +25,39 @@ MOST_CHANNELS = {3: 2, 4: 3}
 class Cellpose:
     """A segmenter; `cellpose_fn` makes it.
 
-    What is pickled and fingerprinted are the weights' place and content and all parameters. The
-    network is loaded where it is first called, once per process.
+    What is pickled and fingerprinted are the weights' place and content and all parameters.
 
     Parameters
     ----------
-    weights : Weights
-        Of the network.
+    model : ProcessModel
+        The network, loaded where it is first called, once per process.
     version : str
         Of Cellpose.
     settings : Settings
         Parameters of its computation.
     normalisation : Normalisation
         What it sees as 0 and 1.
-    device : str or None
-        Where it computes; None for the GPU if there is one.
-    bfloat16 : bool
-        Whether the network of Cellpose 4 computes with half the bytes.
     n_channels : int, optional
         Channels of tiles, 0 for tiles without a channel axis. None until it is known.
     image_shape : tuple of int, optional
         Extents of the image on the spatial axes of tiles. None until it is known.
     """
 
-    weights: Weights
+    model: ProcessModel[LoadedModel]
     version: str
     settings: Settings = field(default_factory=Settings)
     normalisation: Normalisation = field(default_factory=Normalisation)
-    device: str | None = None
-    bfloat16: bool = True
     n_channels: int | None = None
     image_shape: tuple[int, ...] | None = None
 
     @property
-    def model(self) -> ProcessModel[LoadedModel]:
-        """The model of this process."""
-        found: ProcessModel[LoadedModel] | None = self.__dict__.get("_model")
-        if found is None:
-            arguments = (self.weights, self.version, self.device, self.bfloat16)
-            found = ProcessModel(load_model, arguments)
-            object.__setattr__(self, "_model", found)
-        return found
-
-    def __getstate__(self) -> dict[str, object]:
-        return {name: value for name, value in self.__dict__.items() if name != "_model"}
+    def reach(self) -> float | tuple[float, ...]:
+        """How far tiles have to overlap at least: by an object, so that one tile sees it whole."""
+        diameter = self.settings.diameter or TRAINED_DIAMETER
+        if len(self.image_shape or ()) != 3:
+            return diameter
+        across = diameter / (self.settings.anisotropy or 1.0) if self.settings.do_3D else 1.0
+        return (across, diameter, diameter)
 
     def at_scale(self, voxel_size: tuple[float | None, ...], shape: tuple[int, ...]) -> Cellpose:
         """Return the segmenter that knows what tiles are, and how much longer voxels are in z.

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from patchworks.errors import InputError
+from patchworks.geometry.image_pyramid import SCREEN
 from patchworks.io.find_labels import FoundLabels, find_labels, is_label_image
 from patchworks.io.image_source import ImageSource
 from patchworks.io.location import Location, open_group
@@ -26,6 +27,9 @@ SAMPLED_VOXELS = 2**18
 
 COLORS = ("#00FFFF", "#FF00FF", "#FFFF00", "#FF0000", "#00FF00", "#0000FF")
 """Colours of several channels that have none."""
+
+VOLUME = 2**25
+"""Voxels that are easily shown in 3-D."""
 
 MISFIT = 1.5
 """Voxels of a level by which its end may lie off that of the image: what halving leaves over."""
@@ -181,14 +185,15 @@ def _levels(source: ImageSource) -> list[Any]:
     """Return the pyramid as napari can show it.
 
     napari stretches every level over the same place. A level that by its metadata lies elsewhere,
-    or spans something else, would be shown wrong: it is left out.
+    or spans something else, would be shown wrong: it is left out, as is what is coarser than a
+    level that is small.
     """
     multiscale, levels = _multiscale(source), [source, *source.coarser_levels()]
     if multiscale is None or len(levels) == 1:
         return [lazy_level(source)]
     kept = [axis for axis, picked in enumerate(source.pick) if picked is None]
     first = multiscale.levels[0]
-    good = []
+    good: list[Any] = []
     for level, found in zip(multiscale.levels, levels, strict=True):
         fits = all(
             _meets(
@@ -199,7 +204,17 @@ def _levels(source: ImageSource) -> list[Any]:
         )
         if fits:
             good.append(lazy_level(found))
+            if _is_small(found.shape):
+                break
     return good
+
+
+def _is_small(shape: tuple[int, ...]) -> bool:
+    """Whether a level is shown as a whole with ease, so that no coarser one is needed.
+
+    In 3-D napari shows the last level: one that is coarser than it must be would be seen.
+    """
+    return max(shape[-2:]) <= SCREEN and math.prod(shape[-3:]) <= VOLUME
 
 
 def _meets(first: tuple[float, float, int], level: tuple[float, float, int]) -> bool:

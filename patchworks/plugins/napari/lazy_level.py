@@ -24,19 +24,32 @@ class _Voxels:
         """Return voxels; of a step or a list of indices, what lies between is read as well."""
         parts = index if isinstance(index, tuple) else (index,)
         parts += (slice(None),) * (self.ndim - len(parts))
-        starts, stops, rest = [], [], []
-        for part, extent in zip(parts, self.shape, strict=True):
-            taken = np.arange(extent)[part]
-            low, high = (int(taken.min()), int(taken.max()) + 1) if taken.size else (0, 0)
-            starts.append(low)
-            stops.append(high)
-            rest.append(slice(None) if _is_plain(part) else taken - low)
-        voxels = self.source.read(Box(tuple(starts), tuple(stops)))
-        return voxels[tuple(rest)].astype(self.dtype, copy=False)
+        spans = [_span(part, extent) for part, extent in zip(parts, self.shape, strict=True)]
+        box = Box(tuple([a for a, _, _ in spans]), tuple([b for _, b, _ in spans]))
+        voxels = self.source.read(box)[tuple([rest for _, _, rest in spans])]
+        return np.asarray(voxels, self.dtype)
 
 
-def _is_plain(part: Any) -> bool:
-    return isinstance(part, slice) and part.step in (None, 1)
+def _span(part: Any, extent: int) -> tuple[int, int, Any]:
+    """Return what is read on an axis, from and to, and what is taken of that.
+
+    Examples
+    --------
+    >>> _span(-1, 9), _span(slice(2, None, 3), 9), _span(slice(None, None, -2), 9)
+    ((8, 9, 0), (2, 9, slice(None, None, 3)), (0, 9, slice(None, None, -2)))
+    """
+    if isinstance(part, slice):
+        found = range(extent)[part]
+        if not found:
+            return 0, 0, slice(None)
+        ends = sorted((found[0], found[-1]))
+        return ends[0], ends[1] + 1, slice(None, None, found.step)
+    if isinstance(part, (int, np.integer)):
+        place = range(extent)[part]
+        return place, place + 1, 0
+    taken = np.arange(extent)[part]
+    low = int(taken.min()) if taken.size else 0
+    return low, int(taken.max()) + 1 if taken.size else 0, taken - low
 
 
 def lazy_level(source: ImageSource) -> da.Array:

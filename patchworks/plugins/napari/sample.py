@@ -8,7 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 SHAPE = (32, 256, 256)
-N_NUCLEI = 160
+N_NUCLEI = 120
 SPACING = (0.5, 0.25, 0.25)
 """Micrometers in z, y and x."""
 

@@ -12,12 +12,13 @@ import zarr
 
 from patchworks.errors import InputError, SourceNotFoundError
 from patchworks.geometry.grid import TileGrid
+from patchworks.geometry.image_pyramid import ImageLayout, plan_image_pyramid
+from patchworks.io.ngff import Axis, Calibration, default_axis_names, image_attributes
 from patchworks.io.source import open_source
 from patchworks.plugins.napari.layers import KEY
 from patchworks.temporary import temporary_store
 
-KNOWN_AXES = {"t", "z", "y", "x"}
-CHUNK = 256
+KNOWN_AXES = "tzyx"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,7 @@ class CopyOfLayer:
 
     def __init__(self, layer: Any) -> None:
         self.voxels = layer.data[0] if layer.multiscale else layer.data
-        self.names = tuple(layer.axis_labels)
+        self.calibration = _calibration(layer)
         self.place = temporary_store().with_name("image.zarr")
 
     def labels(self, name: str) -> str:
@@ -85,34 +86,42 @@ class CopyOfLayer:
         if self.place.exists():
             return self.place
         shape = tuple(map(int, self.voxels.shape))
-        chunks = tuple([min(n, CHUNK if axis < 2 else 16) for axis, n in _from_last(shape)])
+        dtype = np.dtype(self.voxels.dtype)
+        axes = "".join([axis.name for axis in self.calibration.axes])
+        block = (1,) * len(shape)
+        plan = plan_image_pyramid(axes, shape, dtype.itemsize, block, ImageLayout(n_levels=1))
         self.place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         partial = self.place.with_suffix(".partial")
-        known = set(self.names) <= KNOWN_AXES and len(set(self.names)) == len(shape)
-        array = zarr.create_array(
-            partial,
-            shape=shape,
-            chunks=chunks,
-            dtype=np.dtype(self.voxels.dtype),
-            compressors=None,
-            dimension_names=list(self.names) if known else None,
-            overwrite=True,
+        group = zarr.open_group(partial, mode="w", zarr_format=3)
+        array = group.create_array(
+            "0", shape=shape, chunks=plan.chunks[0], dtype=dtype, compressors=None
         )
-        for tile in TileGrid.regular(shape, _rows(shape, chunks), (0,) * len(shape)):
+        layers = (*plan.chunks[0][:-2], *shape[-2:])  # what is copied at a time
+        for tile in TileGrid.regular(shape, layers, (0,) * len(shape)):
             if is_stopped():
                 return self.place
             array[tile.core.slices] = np.asarray(self.voxels[tile.core.slices])
+        group.attrs.update(
+            image_attributes("0.5", name="layer", calibration=self.calibration, pyramid=plan)
+        )
         partial.rename(self.place)
         return self.place
 
 
-def _from_last(shape: tuple[int, ...]) -> list[tuple[int, int]]:
-    return [(len(shape) - 1 - axis, n) for axis, n in enumerate(shape)]
-
-
-def _rows(shape: tuple[int, ...], chunks: tuple[int, ...]) -> tuple[int, ...]:
-    """Return what is copied at a time: all of the last two axes, for a plane is quickly read."""
-    return (*chunks[:-2], *shape[-2:])
+def _calibration(layer: Any) -> Calibration:
+    """Return axes, voxel size and position of a layer, as far as it says them."""
+    ndim = len(_shape(layer))
+    names = tuple(map(str, layer.axis_labels))
+    order = [KNOWN_AXES.find(name) for name in names]
+    if min(order) < 0 or sorted(set(order)) != order:  # nothing says what they are: all of space
+        names = default_axis_names(ndim)
+        kinds = ["space"] * ndim
+    else:
+        kinds = ["time" if name == "t" else "space" for name in names]
+    units = [None if str(unit) == "pixel" else str(unit) for unit in layer.units]
+    axes = tuple([Axis(*parts) for parts in zip(names, kinds, units, strict=True)])
+    scale = tuple([abs(float(size)) or 1.0 for size in layer.scale])
+    return Calibration(axes, scale, tuple(map(float, layer.translate)))
 
 
 def _shape(layer: Any) -> tuple[int, ...]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from patchworks.errors import MissingExtraError
 from patchworks.extras import import_extra
 from patchworks.io.find_labels import FoundLabels, labels_named
 from patchworks.io.location import Location
@@ -16,12 +20,15 @@ if TYPE_CHECKING:
 
 PathLike = str | os.PathLike[str]
 
-N_COLORS = 16_381
-"""Colours of labels. Numbers that differ by a multiple of it share one: napari's own 49 make that
-0.6 % of the neighbours in an image of 256 tiles, this prime number none."""
+N_COLORS = 1021
+"""Colours of labels. Numbers that differ by a multiple of it share one: with napari's own 49 that
+are 0.6 % of the neighbours in an image of 256 tiles, with this prime number none."""
 
 SEED = 0.5
-"""Of the order of colours: by this one no two of those neighbours are alike either (CIE76 < 5)."""
+"""Of the order of colours: by this one no two of those neighbours are alike (CIE76 < 5)."""
+
+DARKEST = 50.0
+"""Lightness (L*) of a colour at least: darker ones do not show over a dark image."""
 
 
 def view_in_napari(
@@ -76,8 +83,14 @@ def view_in_napari(
 
 
 def _window(*, show: bool) -> Any:
-    """Return a new window of napari, which needs a Qt."""
-    import_extra("napari._qt", "napari", "a window of napari")
+    """Return a new window of napari."""
+    try:
+        import napari._qt  # noqa: F401 - napari itself comes without a Qt
+    except ImportError as error:
+        raise MissingExtraError(
+            "a window of napari needs a Qt binding, and none can be imported: "
+            "pip install 'patchworks[napari]'"
+        ) from error
     return import_extra("napari.viewer", "napari", "view_in_napari").Viewer(show=show)
 
 
@@ -107,11 +120,23 @@ def _with_colormap(options: dict[str, Any]) -> dict[str, Any]:
     return {**options, "colormap": Colormap(colors, name=colors[-1])}
 
 
+@functools.cache
 def label_colors() -> Any:
-    """Return napari's colormap of labels, with more colours than it has by itself."""
-    from napari.utils.colormaps import label_colormap
+    """Return a colormap for labels: napari's colours, more of them, and none too dark."""
+    from napari.utils.colormaps import CyclicLabelColormap, label_colormap
+    from skimage.color import rgb2lab
 
-    return label_colormap(N_COLORS, SEED)
+    background, *colors = label_colormap(3 * N_COLORS, SEED).colors
+    light = rgb2lab(np.array(colors)[:, :3])[:, 0] >= DARKEST
+    chosen = np.array([background, *np.array(colors)[light][:N_COLORS]])
+    return CyclicLabelColormap(
+        name="patchworks labels",
+        colors=chosen,
+        controls=np.linspace(0, 1, len(chosen) + 1),
+        interpolation="zero",
+        background_value=0,
+        seed=SEED,
+    )
 
 
 def _chosen(image: Location, labels: PathLike | Sequence[PathLike]) -> list[FoundLabels]:

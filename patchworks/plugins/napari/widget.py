@@ -27,22 +27,18 @@ from qtpy.QtCore import QTimer
 from patchworks.errors import InputError, PatchworksError
 from patchworks.io.find_labels import FoundLabels
 from patchworks.io.location import Location
-from patchworks.plugins.napari.form import (
-    NOT_GIVEN,
-    Parameter,
-    factory_of,
-    parameters_of,
-    segmenter_names,
-)
+from patchworks.plugins.napari.form import field_of, parameters_of, value_of
 from patchworks.plugins.napari.layers import KEY, labels_layer
 from patchworks.plugins.napari.run import HowFar, Run
 from patchworks.plugins.napari.target import CopyOfLayer, check_layer, stored_image
 from patchworks.plugins.napari.view import add_layer
+from patchworks.segmenters.description import NOTHING, FactoryParameter
+from patchworks.segmenters.registry import known_segmenters
 
 POLL_MS = 100
 """How often the window looks how far a run is."""
 
-ROW_PIXELS = 31
+ROW_PIXELS, FRAME_PIXELS = 32, 16
 MOST_ROWS = 9
 """Parameters that are seen at a time; further ones are scrolled to."""
 
@@ -63,7 +59,7 @@ class SegmentWidget(Container[Any]):
         self._viewer = napari_viewer
         self._run: Run | None = None
         self._shown_layer: Any = None
-        self._parameters: list[Parameter] = []
+        self._parameters: tuple[FactoryParameter, ...] = ()
         self._copies: WeakKeyDictionary[Any, CopyOfLayer] = WeakKeyDictionary()
         self._make_fields()
         super().__init__(widgets=self._fields())
@@ -79,10 +75,8 @@ class SegmentWidget(Container[Any]):
         self._show_target()
 
     def _make_fields(self) -> None:
-        names = segmenter_names()
-        first = "threshold" if "threshold" in names else None
         self.image: Any = create_widget(annotation=Image, label="image layer")
-        self.segmenter = ComboBox(label="segmenter", choices=names, value=first)
+        self.segmenter = ComboBox(label="segmenter", choices=[*known_segmenters()])
         self.form: Container[Any] = Container(labels=True, scrollable=True)
         self.form.margins = (12, 0, 0, 0)
         self.tile_shape = LineEdit(
@@ -118,14 +112,14 @@ class SegmentWidget(Container[Any]):
     def _show_parameters(self) -> None:
         """Show the parameters of the segmenter that is chosen."""
         self.form.clear()
-        self._parameters = []
+        self._parameters, self.status.value = (), ""
         try:
-            self._parameters = parameters_of(factory_of(self.segmenter.value))
+            self._parameters = parameters_of(self.segmenter.value)
         except PatchworksError as error:
             self.status.value = str(error)
         for parameter in self._parameters:
-            self.form.append(parameter.widget())
-        height = ROW_PIXELS * min(len(self._parameters), MOST_ROWS)
+            self.form.append(field_of(parameter))
+        height = ROW_PIXELS * min(len(self._parameters), MOST_ROWS) + FRAME_PIXELS
         self.form.root_native_widget.setFixedHeight(height)
 
     def _show_target(self) -> None:
@@ -211,15 +205,12 @@ class SegmentWidget(Container[Any]):
         return copy.labels(name)
 
     def _segmenter_spec(self) -> dict[str, Any]:
-        values = {p.name: p.value(w) for p, w in zip(self._parameters, self.form, strict=True)}
-        missing = [
-            p.name
-            for p in self._parameters
-            if p.default is NOT_GIVEN and values[p.name] is NOT_GIVEN
-        ]
-        if missing:
-            raise InputError(f"segmenter {self.segmenter.value!r}: give {', '.join(missing)}")
-        given = {name: value for name, value in values.items() if value is not NOT_GIVEN}
+        fields = zip(self._parameters, self.form, strict=True)
+        values = {parameter.name: value_of(parameter, field) for parameter, field in fields}
+        needed = [p.name for p in self._parameters if p.is_required and values[p.name] is NOTHING]
+        if needed:
+            raise InputError(f"segmenter {self.segmenter.value!r}: give {', '.join(needed)}")
+        given = {name: value for name, value in values.items() if value is not NOTHING}
         return {"name": self.segmenter.value, **given}
 
     def _look(self) -> None:

@@ -1,0 +1,81 @@
+"""Which label images belong to an image: those that it lists, and those beside it."""
+
+import numpy as np
+import pytest
+import zarr
+
+from patchworks import tile_process
+from patchworks.errors import InputError
+from patchworks.io.find_labels import find_labels, labels_named, only_labels
+from patchworks.io.location import Location
+from patchworks.plugins.ome_zarr import to_ome_zarr, write_labels
+from tests.stores import blobs, components
+
+IMAGE = blobs((40, 50))
+TILES = {"tile_shape": (40, 25), "overlap": 4, "progress": False}
+
+
+def an_image(path, image=IMAGE, **options):
+    return to_ome_zarr(image, path, progress=False, **options)
+
+
+def names(path):
+    return [labels.name for labels in find_labels(Location.parse(path))]
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_of_its_store_all_that_are_listed(tmp_path, version):
+    image = an_image(tmp_path / "a.ome.zarr", ngff_version=version)
+    assert names(image) == []
+    for name in ("nuclei", "cells"):
+        tile_process(str(image), components, output_component=name, **TILES)
+    zarr.open_group(image / "labels", mode="r+").create_group("not listed")
+    assert names(image) == ["nuclei", "cells"]
+
+
+def test_labels_without_a_list_are_found_too(tmp_path):
+    image = an_image(tmp_path / "a.zarr")
+    write_labels(image, (IMAGE > 0).astype("uint8"), name="cells", progress=False)
+    zarr.open_group(image / "labels", mode="r+").attrs.put({})
+    assert names(image) == ["cells"]
+
+
+class TestBeside:
+    def test_what_has_its_shape_and_nobody_elses_name(self, tmp_path):
+        image = an_image(tmp_path / "scan.ome.zarr", IMAGE[None], axes="cyx")
+        for place in ("scan_cells.zarr", "labels.zarr"):
+            tile_process(str(image), components, write_to=tmp_path / place, **TILES)
+        assert names(image) == ["labels", "scan_cells"]
+        other = an_image(tmp_path / "scan_2.zarr")
+        tile_process(str(other), components, write_to=tmp_path / "scan_2_cells.zarr", **TILES)
+        assert names(image) == ["scan_cells"]  # whose labels.zarr is, nothing says
+        assert names(other) == ["scan_2_cells"]
+
+    def test_what_has_another_shape_is_not_its_own(self, tmp_path):
+        image = an_image(tmp_path / "scan.zarr")
+        tile_process(IMAGE[:, 1:], components, write_to=tmp_path / "scan_part.zarr", **TILES)
+        assert names(image) == []
+
+
+class TestNaming:
+    def test_the_only_one_needs_no_name(self, tmp_path):
+        image = an_image(tmp_path / "a.zarr")
+        place = Location.parse(image)
+        with pytest.raises(InputError, match="no label image was found in it or beside it"):
+            only_labels(place)
+        tile_process(str(image), components, **TILES)
+        assert only_labels(place) == place / "labels" / "labels"
+        tile_process(str(image), components, output_component="cells", **TILES)
+        with pytest.raises(InputError, match=r"2 label images is meant.*'labels', 'cells'"):
+            only_labels(place)
+
+    def test_by_name_and_by_path(self, tmp_path):
+        image = an_image(tmp_path / "a.zarr")
+        tile_process(str(image), components, output_component="cells", **TILES)
+        tile_process(np.ones((4, 4)), components, write_to=tmp_path / "far.zarr", progress=False)
+        place = Location.parse(image)
+        assert labels_named(place, "cells") == place / "labels" / "cells"
+        far = str(tmp_path / "far.zarr")
+        assert labels_named(place, far).url == far
+        with pytest.raises(InputError, match=r"labels='nuclei'.*it has \['cells'\]"):
+            labels_named(place, "nuclei")
