@@ -12,6 +12,7 @@ from typing import Any
 
 import napari
 import numpy as np
+from PIL import Image
 from qtpy.QtWidgets import QApplication, QDockWidget
 
 from patchworks import tile_process
@@ -51,7 +52,8 @@ def window() -> Any:
 
 def take(viewer: Any, path: Path) -> None:
     rest()
-    viewer.screenshot(path=str(path), canvas_only=False, flash=False)
+    shown = viewer.screenshot(canvas_only=False, flash=False)
+    Image.fromarray(shown).convert("RGB").quantize(256).save(path, optimize=True)
     viewer.close()
     print(path)
 
@@ -107,7 +109,7 @@ def the_widget(folder: Path, target: Path) -> None:
     widget.start()
     until(lambda: widget._run is None)
     viewer.dims.set_point(0, 16 * SPACING[0])
-    assert np.any(np.asarray(viewer.layers[-1].data[0][16]))
+    assert np.any(np.asarray(viewer.layers[-1].data[16]))
     take(viewer, target / "napari-widget.png")
 
 

@@ -233,14 +233,16 @@ def _table(rows: Mapping[str, str]) -> str:
 
 
 def _code_to_open(place: str, image: str, kind: str) -> str:
-    lines = ["import napari", "", "viewer = napari.Viewer()"]
-    if image and kind == "labels" and _is_store(image):
-        lines.append(f'viewer.open({image!r}, plugin="napari-ome-zarr")')
-    if kind == "image":
-        lines.append(f'viewer.open({place!r}, plugin="napari-ome-zarr")')
-    else:
-        lines = ["from patchworks import load_ome_zarr", *lines]
-        lines.append(f"viewer.add_labels(load_ome_zarr({place!r}, channel=None))")
+    shown = [place]
+    if kind == "labels" and image and _is_store(image):
+        shown = [image, place]
+    lines = [
+        "import napari",
+        "from patchworks.plugins.napari import view_in_napari",
+        "",
+        f"view_in_napari({', '.join([repr(path) for path in shown])})",
+        "napari.run()",
+    ]
     return "\n".join(lines)
 
 

@@ -281,7 +281,7 @@ class TestResult:
             "| labels | `/scans/my scan.zarr/labels/nuclei` |",
             "| size on disk | 1.0 MB |",
             "**Warning:** 3 tiles were cut",
-            "load_ome_zarr('/scans/my scan.zarr/labels/nuclei', channel=None)",
+            "view_in_napari('/scans/my scan.zarr', '/scans/my scan.zarr/labels/nuclei')",
             f"]({data_uri(picture)})",
         ):
             assert part in text

@@ -38,10 +38,6 @@ from patchworks.segmenters.registry import known_segmenters
 POLL_MS = 100
 """How often the window looks how far a run is."""
 
-ROW_PIXELS, FRAME_PIXELS = 32, 16
-MOST_ROWS = 9
-"""Parameters that are seen at a time; further ones are scrolled to."""
-
 TRANSFORMS = ("scale", "translate", "rotate", "shear")
 """What lays labels over their image; `affine`, `units` and names of axes as well."""
 
@@ -62,7 +58,8 @@ class SegmentWidget(Container[Any]):
         self._parameters: tuple[FactoryParameter, ...] = ()
         self._copies: WeakKeyDictionary[Any, CopyOfLayer] = WeakKeyDictionary()
         self._make_fields()
-        super().__init__(widgets=self._fields())
+        super().__init__(widgets=self._fields(), scrollable=True)
+        super().native.layout().addStretch(1)
         self.status.native.setWordWrap(True)
         self.segmenter.changed.connect(self._show_parameters)
         self.run.clicked.connect(self.start)
@@ -74,10 +71,15 @@ class SegmentWidget(Container[Any]):
         self._show_parameters()
         self._show_target()
 
+    @property
+    def native(self) -> Any:
+        """What napari docks: with the bars by which a long form is scrolled."""
+        return self.root_native_widget
+
     def _make_fields(self) -> None:
         self.image: Any = create_widget(annotation=Image, label="image layer")
         self.segmenter = ComboBox(label="segmenter", choices=[*known_segmenters()])
-        self.form: Container[Any] = Container(labels=True, scrollable=True)
+        self.form: Container[Any] = Container(labels=True)
         self.form.margins = (12, 0, 0, 0)
         self.tile_shape = LineEdit(
             label="tile shape",
@@ -104,9 +106,9 @@ class SegmentWidget(Container[Any]):
     def _fields(self) -> list[Any]:
         buttons = Container(widgets=[self.run, self.cancel], layout="horizontal", labels=False)
         return [
-            self.image, self.segmenter, self.form, self.tile_shape, self.overlap, self.slice_wise,
-            self.skip_empty, self.use_gpu, self.labels_name, self.beside, self.write_to,
-            self.overwrite, buttons, self.bar, self.status,
+            self.image, self.segmenter, buttons, self.bar, self.status, self.form, self.tile_shape,
+            self.overlap, self.slice_wise, self.skip_empty, self.use_gpu, self.labels_name,
+            self.beside, self.write_to, self.overwrite,
         ]  # fmt: skip
 
     def _show_parameters(self) -> None:
@@ -119,8 +121,6 @@ class SegmentWidget(Container[Any]):
             self.status.value = str(error)
         for parameter in self._parameters:
             self.form.append(field_of(parameter))
-        height = ROW_PIXELS * min(len(self._parameters), MOST_ROWS) + FRAME_PIXELS
-        self.form.root_native_widget.setFixedHeight(height)
 
     def _show_target(self) -> None:
         """Offer the image's store for the labels where there is one."""
