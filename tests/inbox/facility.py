@@ -65,7 +65,7 @@ class Facility:
             "PREFECT_HOME": str(self.folder / "home"),
             "PREFECT_API_URL": self.url,
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
+            "PREFECT_SERVER_SERVICES_SCHEDULER_MAX_RUNS": "5",
             "PREFECT_WORKER_QUERY_SECONDS": "4",
             "DO_NOT_TRACK": "1",
             **RECORDED_AT_ONCE,
