@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from flows.facility.mail import SmtpMail
 from flows.facility.pools import GPU_LIMIT, POOLS, ensure_gpu_slots, ensure_pools
 from flows.facility.serving import deployment_of
 from flows.gpu_slots import GPU_SLOTS, gpu_slots
+from flows.housekeeping import housekeeping_flow
 from flows.inbox.intake import PROCESS
 from patchworks.errors import InputError
 
@@ -143,6 +145,25 @@ class TestServer:
                 client.delete_work_pool(name)
             for found in client.read_automations():
                 client.delete_automation(found.id)
+
+    def test_the_nightly_clean_up_reports_and_then_removes(self, tmp_path):
+        left = tmp_path / ".image.zarr.0123abcd.partial"
+        left.mkdir()
+        (left / "chunk").write_bytes(b"12345")
+        for path in (left / "chunk", left):
+            os.utime(path, (1e9, 1e9))
+        report = housekeeping_flow([str(tmp_path)], 30)
+        assert (report.n_bytes, report.n_folders) == (5, {"would be removed": 1})
+        assert left.exists()
+        report = housekeeping_flow([str(tmp_path)], 30, dry_run=False)
+        assert report.n_folders == {"removed": 1}
+        assert not left.exists()
+        with get_client(sync_client=True) as client:
+            shown = [a for a in client.read_artifacts() if a.key == "clean-up"]
+        assert len(shown) == 2
+        assert "0123abcd" in shown[0].data
+        with pytest.raises(InputError, match="absolute"):
+            housekeeping_flow(["here"])
 
     @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")  # of apprise
