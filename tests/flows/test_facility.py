@@ -9,6 +9,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
 from prefect.flows import load_flow_from_entrypoint
+from prefect.states import Completed, Running
 
 import flows
 from flows.cluster import ClusterSpec
@@ -17,7 +18,13 @@ from flows.facility.automations import DEAD_AFTER_S, automations, ensure_automat
 from flows.facility.blocks import MAIL_URL, WEBHOOK_URL, ensure_blocks
 from flows.facility.deploy import Facility, content_of, deploy, names_in
 from flows.facility.mail import SmtpMail
-from flows.facility.pools import GPU_LIMIT, POOLS, ensure_gpu_slots, ensure_pools
+from flows.facility.pools import (
+    GPU_LIMIT,
+    POOLS,
+    ensure_gpu_slots,
+    ensure_pools,
+    free_forgotten_slots,
+)
 from flows.facility.serving import deployment_of
 from flows.gpu_slots import GPU_SLOTS, gpu_slots
 from flows.housekeeping import housekeeping_flow
@@ -125,6 +132,24 @@ class TestServer:
             monkeypatch.setenv(GPU_SLOTS, "no-such-limit")
             with pytest.raises(ServerError, match="no-such-limit"), gpu_slots(one):
                 pass
+
+    def test_slots_that_a_killed_server_forgot_are_free_once_no_run_is_on(self):
+        with get_client(sync_client=True) as client:
+            ensure_pools(client, {})
+            ensure_gpu_slots(client, 2)
+            client.increment_concurrency_slots([GPU_LIMIT], 1, mode="concurrency")
+            flow = housekeeping_flow
+            deployment = flow.to_deployment("on-gpu", work_pool_name="gpu").apply()
+            run = client.create_flow_run_from_deployment(deployment, parameters={"folders": []})
+            client.set_flow_run_state(run.id, Running(), force=True)
+            assert free_forgotten_slots(client) == 0
+            client.set_flow_run_state(run.id, Completed(), force=True)
+            assert free_forgotten_slots(client) == 1
+            assert client.read_global_concurrency_limit_by_name(GPU_LIMIT).active_slots == 0
+            assert free_forgotten_slots(client) == 0
+            client.delete_deployment(deployment)
+            for name in POOLS:
+                client.delete_work_pool(name)
 
     def test_pools_and_automations_are_made_once_and_what_people_set_stays(self):
         with get_client(sync_client=True) as client:
