@@ -2,7 +2,7 @@
 
 ::
 
-    find what is old enough ─► hold the lock of its output ─► remove ─► report
+    find what is old enough ─► hold the lock of its output ─► remove ─► report ─► free GPU slots
 """
 
 # No `from __future__ import annotations`: a served flow is sent to the process of its run without
@@ -17,8 +17,9 @@ from typing import Annotated
 from prefect import flow, get_run_logger
 from pydantic import Field
 
-from flows.artifacts.desk import publish
+from flows.artifacts.desk import ask, publish
 from flows.artifacts.units import bytes_text, seconds_text
+from flows.facility.pools import free_forgotten_slots
 from flows.runners import send_library_logs
 from patchworks.errors import InputError
 from patchworks.io.abandoned import Fate, Remains, find_remains, remove
@@ -54,7 +55,7 @@ def housekeeping_flow(
     older_than_days: Annotated[float, Field(ge=0)] = 30.0,
     dry_run: bool = True,
 ) -> CleanUpReport:
-    """Remove stages and unfinished images that nobody has gone on with.
+    """Remove stages and unfinished images that nobody has gone on with; free forgotten GPU slots.
 
     Args:
         folders: Where to look; folders below them too.
@@ -76,6 +77,9 @@ def housekeeping_flow(
             ended.append((remains, fate))
     report = report_of(ended)
     _publish(ended, report, dry_run=dry_run)
+    if not dry_run:
+        n_slots = ask(free_forgotten_slots, "forgotten GPU slots")
+        log.info("%s GPU slots that nobody held were freed", n_slots or 0)
     log.info("%s", report)
     return report
 

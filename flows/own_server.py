@@ -35,7 +35,7 @@ ADVICE = "You can also start one yourself (`prefect server start`) and set PREFE
 
 # What the server has received and not yet written is lost when it stops. Measured with 3.8.8: of
 # 200 task runs that ended just before, 162 were missing with the defaults, a transaction a state.
-_RECORDED_AT_ONCE = {
+RECORDED_AT_ONCE = {
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "1000",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
     "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "1000",
@@ -230,7 +230,7 @@ def _server_environment(folder: Path, port: int) -> dict[str, str]:
         # memo in the home of Prefect, which would tell other servers that theirs is not registered.
         "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
         "PREFECT_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",
-        **_RECORDED_AT_ONCE,
+        **RECORDED_AT_ONCE,
     }
 
 

@@ -37,22 +37,40 @@ class TileInput:
     ----------
     layout : {"channels first", "channels last", "plain"}
         Axes of its input: see `Layout`.
-    multiple : int
-        The axes of space are made so long, by voxels reflected at the upper side.
+    multiple : int or tuple of int
+        Axes of space are made a multiple of it long, all or each of its own, by voxels reflected at
+        the upper side.
     """
 
     layout: Layout = "channels first"
-    multiple: int = 16
+    multiple: int | tuple[int, ...] = 16
 
     def __post_init__(self) -> None:
         if self.layout not in get_args(Layout):
             raise InputError(f"layout={self.layout!r}: expected one of {get_args(Layout)}")
-        whole_number("multiple", self.multiple, 1, 2**16)
+        for each in self.multiple if isinstance(self.multiple, tuple) else (self.multiple,):
+            whole_number("multiple", each, 1, 2**16)
 
     def padded(self, tile: np.ndarray, n_axes: int) -> np.ndarray:
-        """Return the tile with all axes of space a multiple long."""
-        missing = [0] * (tile.ndim - n_axes) + [-n % self.multiple for n in tile.shape[-n_axes:]]
-        return np.pad(tile, [(0, n) for n in missing], mode="reflect") if any(missing) else tile
+        """Return the tile with all axes of space a multiple long.
+
+        Raises
+        ------
+        SegmenterError
+            If there are multiples for another number of axes.
+        """
+        multiples = self.multiple if isinstance(self.multiple, tuple) else (self.multiple,) * n_axes
+        space = tile.shape[-n_axes:]
+        if len(multiples) != n_axes:
+            raise SegmenterError(
+                f"multiple={list(multiples)}: the tile has {n_axes} axes of space, {space}; give "
+                f"one number for each, or one for all"
+            )
+        missing = [-n % multiple for n, multiple in zip(space, multiples, strict=True)]
+        if not any(missing):
+            return tile
+        before = [(0, 0)] * (tile.ndim - n_axes)
+        return np.pad(tile, [*before, *[(0, n) for n in missing]], mode="reflect")
 
     def shaped(self, tile: np.ndarray, n_axes: int) -> np.ndarray:
         """Return the tile with the axes that the network expects, in one piece of memory."""

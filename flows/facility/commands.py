@@ -24,6 +24,11 @@ def add_facility(commands: Any) -> None:
         "--dead-after", type=float, metavar="SECONDS", help="without a heartbeat (default: 600)"
     )
     deploy.add_argument(
+        "--schedules",
+        choices=("on", "off"),
+        help="switch the schedules of inbox and clean-up on or off (default: as they are)",
+    )
+    deploy.add_argument(
         "--file", type=Path, help="the deployments (default: deployments/prefect.yaml)"
     )
     watch = commands.add_parser(
@@ -53,6 +58,7 @@ def _deploy(options: argparse.Namespace) -> None:
         "cpu_runs": options.cpu_runs,
         "gpus": options.gpus,
         "dead_after_s": options.dead_after,
+        "schedules": {"on": True, "off": False}.get(options.schedules),
     }
     done = deploy(Facility(**{name: value for name, value in said.items() if value is not None}))
     lines = [("deployment", name) for name in done.deployments]

@@ -54,6 +54,8 @@ class Facility:
         pool gpu.
     dead_after_s : float
         Seconds without a heartbeat after which a run counts as dead.
+    schedules : bool, optional
+        Switch all schedules on or off.
     """
 
     file: Path = PREFECT_FILE
@@ -62,6 +64,7 @@ class Facility:
     cpu_runs: int | None = None
     gpus: int | None = None
     dead_after_s: float = DEAD_AFTER_S
+    schedules: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,14 +199,15 @@ def _keep_what_people_set(
 ) -> None:
     """Put back what `prefect deploy` has overwritten with the file's values."""
     after = _read(client, name)
-    if before is None or after is None:
+    if after is None:
         return
-    were = {schedule.slug: schedule for schedule in before.schedules}
+    were = {each.slug: each.active for each in before.schedules} if before else {}
     for schedule in after.schedules:
-        earlier = were.get(schedule.slug)
-        if earlier is not None and earlier.active != schedule.active:
-            client.update_deployment_schedule(after.id, schedule.id, active=earlier.active)
-    if name in (INBOX, NIGHTLY):
+        is_on = were.get(schedule.slug, schedule.active)
+        is_on = is_on if facility.schedules is None else facility.schedules
+        if is_on != schedule.active:
+            client.update_deployment_schedule(after.id, schedule.id, active=is_on)
+    if before is not None and name in (INBOX, NIGHTLY):
         said = {"inbox", "results", "folders"} if facility.inbox or facility.results else set()
         kept = {key: value for key, value in before.parameters.items() if key not in said}
         merged = {**after.parameters, **kept}

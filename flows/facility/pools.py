@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.actions import (
+    GlobalConcurrencyLimitUpdate,
+    WorkPoolCreate,
+    WorkPoolUpdate,
+)
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+)
+from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
@@ -82,3 +94,27 @@ def ensure_gpu_slots(client: SyncPrefectClient, n_slots: int | None) -> int:
             n_slots = 1
     client.upsert_global_concurrency_limit_by_name(GPU_LIMIT, n_slots)
     return n_slots
+
+
+def free_forgotten_slots(client: SyncPrefectClient) -> int:
+    """Free the GPU slots that nobody holds, and return how many there were.
+
+    A server keeps in memory who holds a slot: one that is killed forgets it, and the slot would
+    stay taken for ever. So where no run is on in the pool ``gpu``, all slots are free.
+    """
+    try:
+        limit = client.read_global_concurrency_limit_by_name(GPU_LIMIT)
+    except ObjectNotFound:
+        return 0
+    at_work = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING, StateType.PAUSED]
+    runs = client.read_flow_runs(
+        flow_run_filter=FlowRunFilter(
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=at_work))
+        ),
+        work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=["gpu"])),
+        limit=1,
+    )
+    if runs or not limit.active_slots:
+        return 0
+    client.update_global_concurrency_limit(GPU_LIMIT, GlobalConcurrencyLimitUpdate(active_slots=0))
+    return limit.active_slots

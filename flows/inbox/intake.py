@@ -44,8 +44,8 @@ class Taking(Group):
     """Seconds after which an image that is not complete, such as a set of files of which one is
     missing, is quarantined."""
     max_crashes: int = Field(default=3, ge=1, le=100)
-    """How many runs of an image may end without a word (killed, the machine went down) before it is
-    quarantined."""
+    """How many runs of an image may end without a result (killed, the machine went down, the server
+    was away) before it is quarantined."""
     trust_settings: bool = False
     """Let settings files in the inbox name functions to import, clusters, and places to write to:
     whoever may write to the inbox can then run code as the worker."""
@@ -60,8 +60,9 @@ class Outcome:
     Parameters
     ----------
     kind : {"going on", "done", "failed", "crashed", "busy"}
-        Failed runs said why; crashed ones ended without a word; busy ones found that another run,
-        which the server may take for dead, is at work on the same image.
+        Failed runs would fail again; crashed ones ended without a word, or since a server or a
+        worker was away; busy ones found that another run, which the server may take for dead, is at
+        work on the same image.
     reason : str
         What it said.
     """
@@ -184,10 +185,10 @@ class Intake:
         n_crashed = record.n_crashed + 1
         if n_crashed >= self.taking.max_crashes:
             self._quarantine(
-                record, f"{n_crashed} runs ended without a word; the last one: {reason}"
+                record, f"{n_crashed} runs ended without a result; the last one: {reason}"
             )
             return
-        logger.warning("%s: its run ended without a word (%s); begun again", record.path, reason)
+        logger.warning("%s: its run ended without a result (%s); begun again", record.path, reason)
         self.inbox.ledger.update(replace(record.waiting(), n_crashed=n_crashed))
 
     def _quarantine(self, record: Record, reason: str) -> None:

@@ -16,10 +16,12 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
 from flows.errors import ServerError
 from flows.inbox.intake import Outcome
-from patchworks.errors import InputError, TargetInUseError
+from patchworks import errors
+from patchworks.errors import InputError
 
 _AT_A_TIME = 200  # the most that a server returns
 _TAG = "inbox"
+_RAISED = "Flow run encountered an exception: "
 
 
 class PrefectRuns:
@@ -91,21 +93,41 @@ class PrefectRuns:
 
 
 def outcome_of(run: FlowRun) -> Outcome:
-    """Return what a flow run's state says of the image."""
+    """Return what a flow run's state says of the image.
+
+    A worker that asks a server which is busy cancels its run: the deployment were no longer there.
+    """
     state = run.state
     if state is None or not state.is_final():
         return Outcome("going on")
     message = state.message or ""
-    if state.type == StateType.COMPLETED:
-        return Outcome("done")
-    if state.type == StateType.CRASHED:
-        return Outcome("crashed", message)
-    if state.type == StateType.CANCELLED:
+    if state.type == StateType.FAILED:
+        return _outcome_of_failed(message)
+    if state.type == StateType.CANCELLED and not message.startswith("Deployment "):
         return Outcome("failed", f"somebody cancelled its run. {message}".strip())
-    message = message.removeprefix("Flow run encountered an exception: ")
-    if message.startswith(f"{TargetInUseError.__name__}: "):
+    return Outcome("done") if state.type == StateType.COMPLETED else Outcome("crashed", message)
+
+
+def _outcome_of_failed(message: str) -> Outcome:
+    if not message.startswith(_RAISED):
+        return Outcome("failed", message or "its run failed; see its page")
+    message = message.removeprefix(_RAISED)
+    kind = getattr(errors, message.partition(":")[0], Exception)
+    if kind is errors.TargetInUseError:
         return Outcome("busy", message)
-    return Outcome("failed", message or "its run failed; see its page")
+    return Outcome("failed" if will_come_again(kind) else "crashed", message)
+
+
+def will_come_again(kind: type[BaseException]) -> bool:
+    """Whether the same image has the same error again: not so if a server or worker was away.
+
+    Examples
+    --------
+    >>> will_come_again(errors.SegmenterError), will_come_again(errors.ClientError)
+    (True, False)
+    """
+    ours = issubclass(kind, errors.PatchworksError) and not kind.heals
+    return ours and kind is not errors.ClientError
 
 
 def _no_deployment(name: str) -> InputError:

@@ -59,7 +59,7 @@ def onnx_fn(
     scale: list[float] | None = None,
     clip: bool = False,
     layout: Layout = "channels first",
-    multiple: int = 16,
+    multiple: int | list[int] = 16,
     device: Device = "auto",
 ) -> ImageModel:
     """Return a segmenter that is a network in an ONNX file, and what makes objects of its output.
@@ -111,9 +111,10 @@ def onnx_fn(
         Cut off what is normalized below 0 and above 1.
     layout : {"channels first", "channels last", "plain"}
         Axes of the model's input: (1, C, Z, Y, X), (1, Z, Y, X, C), or the tile as it is.
-    multiple : int
-        What the sides of a tile are padded to, by reflection, as networks with pooling need it. A
-        tile shape and an overlap of such multiples make tiles agree best.
+    multiple : int or list of int
+        What the sides of a tile are padded to, by reflection, as networks with pooling need it; one
+        number per axis where they do not pool all alike. A tile shape and an overlap of such
+        multiples make tiles agree best.
     device : {"auto", "cpu", "cuda"}
         "auto": the GPU, if ONNX Runtime can use one (the package onnxruntime-gpu).
 
@@ -137,7 +138,7 @@ def onnx_fn(
         normalisation=Normalisation.checked(
             "onnx_fn", normalize, (low_percentile, high_percentile), (offset, scale), clip=clip
         ),
-        input=TileInput(layout, multiple),
+        input=TileInput(layout, tuple(multiple) if isinstance(multiple, list) else multiple),
         objects=PostProcessing(
             how=postprocess,
             activation=activation,

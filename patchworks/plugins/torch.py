@@ -50,7 +50,7 @@ def torch_fn(
     scale: list[float] | None = None,
     clip: bool = False,
     layout: Layout = "channels first",
-    multiple: int = 16,
+    multiple: int | list[int] = 16,
     dtype: InputType = "float32",
     device: str | None = None,
 ) -> ImageModel:
@@ -104,9 +104,10 @@ def torch_fn(
         Cut off what is normalized below 0 and above 1.
     layout : {"channels first", "channels last", "plain"}
         Axes of the model's input: (1, C, Z, Y, X), (1, Z, Y, X, C), or the tile as it is.
-    multiple : int
-        What the sides of a tile are padded to, by reflection, as networks with pooling need it. A
-        tile shape and an overlap of such multiples make tiles agree best.
+    multiple : int or list of int
+        What the sides of a tile are padded to, by reflection, as networks with pooling need it; one
+        number per axis where they do not pool all alike. A tile shape and an overlap of such
+        multiples make tiles agree best.
     dtype : {"float32", "float64", "float16", "bfloat16", "uint8", "int16", "int32", "int64"}
         What the model takes.
     device : str, optional
@@ -135,7 +136,7 @@ def torch_fn(
         normalisation=Normalisation.checked(
             "torch_fn", normalize, (low_percentile, high_percentile), (offset, scale), clip=clip
         ),
-        input=TileInput(layout, multiple),
+        input=TileInput(layout, tuple(multiple) if isinstance(multiple, list) else multiple),
         objects=PostProcessing(
             how=postprocess,
             activation=activation,

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from patchworks.execution.machine import available_cores
+from patchworks.execution.machine import available_cores, cores_of_this_process
 from patchworks.execution.processes import NATIVE_THREADS, ProcessExecutor, share_of_cores
 
 
@@ -35,6 +35,12 @@ def test_each_process_gets_its_share_of_the_cores(monkeypatch):
 @pytest.mark.parametrize("n_workers, n_cores, share", [(1, 8, "8"), (3, 8, "2"), (8, 2, "1")])
 def test_a_share_is_a_core_at_least(n_workers, n_cores, share):
     assert set(share_of_cores(n_workers, n_cores).values()) == {share}
+
+
+@pytest.mark.parametrize("said, n_cores", [("1", 1), ("", None), ("no", None), ("9999", None)])
+def test_a_library_uses_the_share_of_its_process(monkeypatch, said, n_cores):
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert cores_of_this_process() == (n_cores or available_cores())
 
 
 def test_they_start_once_and_before_there_is_work():

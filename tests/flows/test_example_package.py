@@ -51,12 +51,12 @@ def test_flows_know_the_segmenter_of_an_installed_package(tmp_path):
     assert "#/definitions/Segmenter_example" in found["choices"]
     assert found["form"]["title"] == "Example"
     assert found["form"]["properties"]["size"] == {
-        "type": "integer", "title": "Size", "default": 31,
+        "type": "integer", "title": "Size", "default": 61,
         "description": "Width of a box in voxels that no object can hold.",
     }  # fmt: skip
     assert found["form"]["properties"]["objects"]["enum"] == ["bright", "dark"]
     assert found["parsed"] == {"name": "example", "size": 5, "objects": "dark"}
-    assert found["made"] == "TopHat(brighter_by=20.0, size=5, objects='dark')"
+    assert found["made"] == "TopHat(brighter_by=30.0, size=5, objects='dark')"
     assert re.search(r"segmenter 'example': size='five': .*valid integer", found["refused"])
     assert "Threshold" not in found["refused"], "errors are of the form that was named"
 
@@ -86,7 +86,7 @@ if __name__ == "__main__":
         sys.argv[1],
         segmenter=json.loads(sys.argv[2]),
         tile_shape=(8, 45, 50),
-        overlap=9,
+        overlap=17,
         max_workers=2,
     )
     print(report)
@@ -118,7 +118,7 @@ def test_it_is_listed_by_the_command(installed):
         command, env=environment(installed), capture_output=True, text=True, timeout=120
     )
     assert done.stdout.startswith("example  (patchworks-example)\n  Return a segmenter of objects")
-    assert "    size: int = 31\n        Width of a box" in done.stdout
+    assert "    size: int = 61\n        Width of a box" in done.stdout
 
 
 @pytest.mark.slow

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
 from prefect.flows import load_flow_from_entrypoint
+from prefect.states import Completed, Running
 
 import flows
 from flows.cluster import ClusterSpec
@@ -16,9 +18,16 @@ from flows.facility.automations import DEAD_AFTER_S, automations, ensure_automat
 from flows.facility.blocks import MAIL_URL, WEBHOOK_URL, ensure_blocks
 from flows.facility.deploy import Facility, content_of, deploy, names_in
 from flows.facility.mail import SmtpMail
-from flows.facility.pools import GPU_LIMIT, POOLS, ensure_gpu_slots, ensure_pools
+from flows.facility.pools import (
+    GPU_LIMIT,
+    POOLS,
+    ensure_gpu_slots,
+    ensure_pools,
+    free_forgotten_slots,
+)
 from flows.facility.serving import deployment_of
 from flows.gpu_slots import GPU_SLOTS, gpu_slots
+from flows.housekeeping import housekeeping_flow
 from flows.inbox.intake import PROCESS
 from patchworks.errors import InputError
 
@@ -124,6 +133,24 @@ class TestServer:
             with pytest.raises(ServerError, match="no-such-limit"), gpu_slots(one):
                 pass
 
+    def test_slots_that_a_killed_server_forgot_are_free_once_no_run_is_on(self):
+        with get_client(sync_client=True) as client:
+            ensure_pools(client, {})
+            ensure_gpu_slots(client, 2)
+            client.increment_concurrency_slots([GPU_LIMIT], 1, mode="concurrency")
+            flow = housekeeping_flow
+            deployment = flow.to_deployment("on-gpu", work_pool_name="gpu").apply()
+            run = client.create_flow_run_from_deployment(deployment, parameters={"folders": []})
+            client.set_flow_run_state(run.id, Running(), force=True)
+            assert free_forgotten_slots(client) == 0
+            client.set_flow_run_state(run.id, Completed(), force=True)
+            assert free_forgotten_slots(client) == 1
+            assert client.read_global_concurrency_limit_by_name(GPU_LIMIT).active_slots == 0
+            assert free_forgotten_slots(client) == 0
+            client.delete_deployment(deployment)
+            for name in POOLS:
+                client.delete_work_pool(name)
+
     def test_pools_and_automations_are_made_once_and_what_people_set_stays(self):
         with get_client(sync_client=True) as client:
             for _ in range(2):
@@ -143,6 +170,25 @@ class TestServer:
                 client.delete_work_pool(name)
             for found in client.read_automations():
                 client.delete_automation(found.id)
+
+    def test_the_nightly_clean_up_reports_and_then_removes(self, tmp_path):
+        left = tmp_path / ".image.zarr.0123abcd.partial"
+        left.mkdir()
+        (left / "chunk").write_bytes(b"12345")
+        for path in (left / "chunk", left):
+            os.utime(path, (1e9, 1e9))
+        report = housekeeping_flow([str(tmp_path)], 30)
+        assert (report.n_bytes, report.n_folders) == (5, {"would be removed": 1})
+        assert left.exists()
+        report = housekeeping_flow([str(tmp_path)], 30, dry_run=False)
+        assert report.n_folders == {"removed": 1}
+        assert not left.exists()
+        with get_client(sync_client=True) as client:
+            shown = [a for a in client.read_artifacts() if a.key == "clean-up"]
+        assert len(shown) == 2
+        assert "0123abcd" in shown[0].data
+        with pytest.raises(InputError, match="absolute"):
+            housekeeping_flow(["here"])
 
     @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")  # of apprise

@@ -104,7 +104,7 @@ class Camera:
         self.tab.fill("image", "docs/nuclei.tif")
         self.tab.click("Example", tag="button")
         self.tab.wait_for("Brighter By")
-        self.tab.fill("Size (Optional)", "61")
+        self.tab.fill("Size (Optional)", "81")
         self.tab.picture(self.target / "form-example.png")
 
 

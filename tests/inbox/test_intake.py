@@ -163,7 +163,7 @@ def test_a_run_that_crashes_again_and_again_is_quarantined(tmp_path):
     assert not standing.has_work
     assert len(runs.asked) == 3
     text = (tmp_path / "inbox" / "quarantine" / "00.czi.txt").read_text()
-    assert "3 runs ended without a word" in text
+    assert "3 runs ended without a result" in text
     assert "signal 9" in text
     assert (tmp_path / "inbox" / "00.czi").read_bytes() == b"x", "the file is where it was"
 

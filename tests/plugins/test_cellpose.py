@@ -35,7 +35,8 @@ def save_weights(path, *names):
     """Write a file that looks as PyTorch's do from outside, with weights of these names."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps(dict.fromkeys(names, 1.0), protocol=2))
+        names_of = pickle.dumps(dict.fromkeys(names, 1.0), protocol=2)
+        archive.writestr(zipfile.ZipInfo("archive/data.pkl"), names_of)  # without the time
     return path
 
 
@@ -163,6 +164,13 @@ def test_anisotropy_is_that_of_the_image(folder):
     assert made(folder).at_scale((0.5, 0.5), (99, 99)).settings.anisotropy is None
 
 
+def test_tiles_have_to_overlap_by_an_object(folder):
+    assert made(folder).reach == 30
+    assert made(folder, settings=Settings(diameter=12)).at_scale((1.0,) * 2, (9, 9)).reach == 12
+    volumes = made(folder, settings=Settings(diameter=12, do_3D=True))
+    assert volumes.at_scale((2.0, 0.5, 0.5), (9, 99, 99)).reach == (3, 12, 12)
+
+
 def test_without_a_scale_voxels_are_taken_for_cubes_and_that_is_said(folder, caplog):
     found = at_scale(
         made(folder, settings=Settings(do_3D=True)), describe_image(np.zeros((4, 8, 8)))
@@ -220,6 +228,11 @@ def test_chosen_channels_come_in_the_order_that_was_asked_for(folder):
     segmenter = made(folder, settings=Settings(channels=(2, 0)))
     sample = np.arange(303).reshape(3, 101)
     assert segmenter.prepare(sample).normalisation.low_high == ((203, 301), (1, 99))
+
+
+def test_a_line_of_the_log_says_what_intensities_are_seen_as_0_and_1(folder):
+    said = str(made(folder).prepare(np.arange(101)))
+    assert said == "Cellpose 4.2.1.1, own, intensities 1 to 99"
 
 
 def test_percentiles_that_coincide_are_refused_and_a_constant_image_is_not():

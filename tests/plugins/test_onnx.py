@@ -94,6 +94,14 @@ def test_tiled_it_is_what_it_is_untiled(tmp_path):
     assert score["f1"] == 1
 
 
+def test_sides_are_padded_to_a_multiple_of_their_own(tmp_path):
+    path = identity(tmp_path / "m.onnx", (1, 1, 6, 32, 48))
+    assert onnx_fn(path, multiple=[3, 16, 16])(np.ones((5, 30, 40))).shape == (5, 30, 40)
+    assert onnx_fn(path, multiple=[6, 16, 16])(np.ones((1, 30, 40))).shape == (1, 30, 40)
+    with pytest.raises(SegmenterError, match=r"multiple=\[16, 16\]: the tile has 3 axes"):
+        onnx_fn(path, multiple=[16, 16])(np.ones((5, 30, 40)))
+
+
 def test_several_channels_are_the_networks_channels(tmp_path):
     image = np.stack([IMAGE, IMAGE[:, ::-1]])
     segment = onnx_fn(smoothing(tmp_path / "m.onnx", n_channels=2), **KNOWN)
@@ -193,6 +201,7 @@ def test_a_file_that_is_no_model_is_named_on_the_first_tile(tmp_path):
         ({"normalize": "zscore"}, "normalize='zscore'"),
         ({"layout": "NCHW"}, "layout='NCHW'"),
         ({"multiple": 0}, "multiple=0"),
+        ({"multiple": [1, 0.5]}, "multiple=0.5"),
         ({"output": -1}, "output=-1"),
         ({"device": "tpu"}, "device='tpu'"),
         ({"foreground_channels": []}, "foreground_channels"),

@@ -2,7 +2,7 @@
 
 These tests need torch, which the lock file does not have. In an environment of the lock file::
 
-    python -m pip install torch --index-url https://download.pytorch.org/whl/cpu  # or plain torch
+    python -m pip install "torch==2.13.0"
     python -m pytest -m slow -s tests/plugins/test_torch.py
 
 Without torch they are skipped; with a torch that cannot be imported they fail.

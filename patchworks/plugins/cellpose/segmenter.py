@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field, replace
 from math import sqrt
+from pathlib import Path
 
 import numpy as np
 
 from patchworks.errors import InputError
 from patchworks.plugins.cellpose.installed import major_of
-from patchworks.plugins.cellpose.model import LoadedModel
+from patchworks.plugins.cellpose.model import TRAINED_DIAMETER, LoadedModel
 from patchworks.plugins.cellpose.normalisation import Normalisation
 from patchworks.plugins.cellpose.settings import Settings
 from patchworks.process_model import ProcessModel
@@ -49,6 +50,21 @@ class Cellpose:
     normalisation: Normalisation = field(default_factory=Normalisation)
     n_channels: int | None = None
     image_shape: tuple[int, ...] | None = None
+
+    def __str__(self) -> str:
+        seen = self.normalisation
+        pairs = [f"{low:g} to {high:g}" for low, high in seen.low_high or ()]
+        weights = Path(self.model.arguments[0].path).name
+        return f"Cellpose {self.version}, {weights}, intensities {', '.join(pairs) or seen.method}"
+
+    @property
+    def reach(self) -> float | tuple[float, ...]:
+        """How far tiles have to overlap at least: by an object, so that one tile sees it whole."""
+        diameter = self.settings.diameter or TRAINED_DIAMETER
+        if len(self.image_shape or ()) != 3:
+            return diameter
+        across = diameter / (self.settings.anisotropy or 1.0) if self.settings.do_3D else 1.0
+        return (across, diameter, diameter)
 
     def at_scale(self, voxel_size: tuple[float | None, ...], shape: tuple[int, ...]) -> Cellpose:
         """Return the segmenter that knows what tiles are, and how much longer voxels are in z.

@@ -6,10 +6,13 @@ from typing import Literal
 import numpy as np
 from scipy import ndimage
 
+SIGMA = 2.0
+"""Of the Gaussian smoothing, in voxels; it looks four times as far."""
+
 
 @dataclass(frozen=True)
 class TopHat:
-    """Connected components of what an opening with a box takes away."""
+    """Connected components of what an opening with a box takes away from the smoothed tile."""
 
     brighter_by: float
     size: int
@@ -18,19 +21,20 @@ class TopHat:
     @property
     def reach(self) -> int:
         """How many voxels around a voxel its answer depends on; patchworks warns of less."""
-        return 2 * (self.size // 2)
+        return round(4 * SIGMA) + 2 * (self.size // 2)
 
     def __call__(self, tile: np.ndarray) -> np.ndarray:
         """Return labels of the tile's shape: integers, 0 for background."""
-        heights = tile.astype(np.float32) * (1 if self.objects == "bright" else -1)
-        labels, _ = ndimage.label(ndimage.white_tophat(heights, self.size) > self.brighter_by)
+        smooth = ndimage.gaussian_filter(tile.astype(np.float32), SIGMA, truncate=4)
+        top_hat = ndimage.white_tophat if self.objects == "bright" else ndimage.black_tophat
+        labels, _ = ndimage.label(top_hat(smooth, self.size) > self.brighter_by)
         return labels
 
 
 def example(
-    brighter_by: float = 20.0,
+    brighter_by: float = 30.0,
     *,
-    size: int = 31,
+    size: int = 61,
     objects: Literal["bright", "dark"] = "bright",
 ) -> TopHat:
     """Return a segmenter of objects that differ from what is around them, on any background.
