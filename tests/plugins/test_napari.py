@@ -5,6 +5,7 @@ import tomllib
 import warnings
 from importlib import import_module
 from importlib.metadata import EntryPoint
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flows.cli import main
 from patchworks import tile_process
 from patchworks.errors import InputError, MissingExtraError, SourceNotFoundError
 from patchworks.io.image_source import HeldArray, ImageSource
@@ -28,6 +30,8 @@ from tests.sparse_store import sparse_store
 from tests.stores import blobs, components, ome_zarr
 
 ROOT = Path(__file__).parents[2]
+
+QTS = ("PyQt6", "PySide6", "PyQt5")
 
 with warnings.catch_warnings():
     # napari's own imports warn of what they deprecate among themselves.
@@ -306,3 +310,11 @@ class TestPlugin:
         monkeypatch.setitem(sys.modules, "napari", None)
         with pytest.raises(MissingExtraError, match=r"pip install 'patchworks\[napari\]'"):
             view_in_napari(tmp_path / "a.zarr")
+
+    @pytest.mark.skipif(any(map(find_spec, QTS)), reason="a window would open")
+    def test_without_a_qt_the_command_says_what_to_install(self, tmp_path, capsys):
+        store = ome_zarr(tmp_path / "a.zarr", [blobs((9, 9))])
+        assert main(["view", store]) == 1
+        assert "pip install 'patchworks[napari]'" in capsys.readouterr().err
+        assert main(["view", str(tmp_path / "b.zarr")]) == 1
+        assert "there is nothing at this path" in capsys.readouterr().err
