@@ -140,10 +140,22 @@ class Facility:
         ):
             yield client
 
-    def start_look(self, client: SyncPrefectClient, inbox: UUID, settle_s: float = 4) -> None:
-        """Ask for a pass over the inbox."""
-        taking = {"limit": 2, "settle_s": settle_s, "poll_s": 2}
-        client.create_flow_run_from_deployment(inbox, parameters={"taking": taking})
+    def take_up(self, inbox: UUID) -> None:
+        """Ask for passes over the inbox until one has begun an image: the first only looks."""
+        taking = {"limit": 2, "settle_s": 4, "poll_s": 2}
+        with self.client() as client:
+            for _ in range(5):
+                run = client.create_flow_run_from_deployment(inbox, parameters={"taking": taking})
+                time.sleep(5)
+
+                def begun_or_over(run: FlowRun = run) -> bool | None:
+                    state = client.read_flow_run(run.id).state
+                    return bool(self.n("open")) or (state and state.is_final()) or None
+
+                self.await_("a pass", begun_or_over, 180)
+                if self.n("open") or self.n("done"):
+                    return
+        raise AssertionError(f"no image was begun\n{self.logs()}")
 
     def trust(self, client: SyncPrefectClient, inbox: DeploymentResponse) -> None:
         """Let settings files name functions, as a person does in the deployment's form."""

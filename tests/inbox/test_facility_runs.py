@@ -119,10 +119,8 @@ def test_fifty_images_two_at_a_time(facility):
     for pool in ("cpu", "light"):
         facility.start_worker(pool)
     with facility.client() as client:
-        inbox = client.read_deployment_by_name("process inbox/inbox")
-        facility.start_look(client, inbox.id)
-        time.sleep(6)
-        facility.start_look(client, inbox.id)
+        inbox = client.read_deployment_by_name("process inbox/inbox").id
+    facility.take_up(inbox)
     began = time.monotonic()
     facility.await_("fifty images", lambda: facility.n("done") == 50 or None, 1200)
     print(f"fifty images in {time.monotonic() - began:.0f} s")
@@ -213,10 +211,7 @@ def test_the_same_on_a_laptop(facility):
             return found[0].id if found else None
 
     inbox = facility.await_("the deployments", deployed, 90)
-    with facility.client() as client:
-        for _ in range(2):
-            facility.start_look(client, inbox, settle_s=4)
-            time.sleep(15)
+    facility.take_up(inbox)
     facility.await_("two images", lambda: facility.n("done") == 2 or None, 240)
 
 
