@@ -60,7 +60,7 @@ PREFECT_CLIENT_RETRY_EXTRA_CODES=500
 DO_NOT_TRACK=1
 PREFECT_HOME=$folder/prefect
 # Workers that by_hand.sh starts: POOL:FLOW RUNS AT A TIME, separated by spaces.
-PATCHWORKS_WORKERS="${PATCHWORKS_WORKERS:-cpu:2}"
+PATCHWORKS_WORKERS="${PATCHWORKS_WORKERS:-light:20 cpu:2}"
 EOF
   )
   mv "$settings.new" "$settings"
