@@ -110,6 +110,7 @@ class Facility:
         """Deploy with shorter waits, as the command does."""
         said = FILE.read_text().replace("settle_s: 60", f"settle_s: {settle_s}, poll_s: 2")
         said = said.replace("interval: 300", f"interval: {interval_s}")
+        said += "  - { <<: *on_cpu, name: cpu, entrypoint: tests.inbox.quick.quick_flow }\n"
         (self.folder / "prefect.yaml").write_text(said)
         file = str(self.folder / "prefect.yaml")
         command = [sys.executable, "-m", "flows.cli", "deploy", "--file", file]
