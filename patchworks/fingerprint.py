@@ -137,6 +137,10 @@ class _Walk:
             self.mark(type(value).__name__, repr(value))
             if isinstance(value, (str, PurePath)):
                 self.mark(*_weights_at(value))
+        elif _is_constant(value):
+            # Whether two that are equal are one and the same is for Python to decide, and another
+            # decision after pickling.
+            self._added_as_data(value)
         elif id(value) in self.seen:
             self.mark("again", self.seen[id(value)][0])
         else:
@@ -268,6 +272,14 @@ class _Walk:
 
 class _CannotPinDownError(Exception):
     """A value that has no parts to look at."""
+
+
+def _is_constant(value: object) -> bool:
+    """Return whether a value is a tuple or frozen set of plain values, or of such ones."""
+    if type(value) not in (tuple, frozenset):
+        return False
+    parts: Iterable[object] = value  # type: ignore[assignment]
+    return all(part is None or isinstance(part, PLAIN) or _is_constant(part) for part in parts)
 
 
 def _cell(cell: types.CellType) -> object:

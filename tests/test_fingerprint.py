@@ -6,12 +6,14 @@ import json
 import logging
 import operator
 import os
+import pickle
 import re
 import subprocess
 import sys
 import sysconfig
 import threading
 from collections import OrderedDict
+from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 from pathlib import Path, PurePosixPath
@@ -329,6 +331,27 @@ def digests_of_other_processes(tmp_path_factory) -> list[dict[str, str]]:
         )
         found.append(json.loads(done.stdout))
     return found
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    low: tuple[float, ...] = (1.0, 2.0)
+    high: tuple[float, ...] = (1.0, 2.0)
+    pairs: tuple[tuple[float, float], ...] = ((1.0, 2.0),)
+
+
+def test_whether_equal_constants_are_one_object_makes_no_difference():
+    shared = (1.0, 2.0)
+    first, second, third = (tuple(float(n) for n in (1, 2)) for _ in range(3))
+    apart = Percentiles(first, second, (third,))
+    digests = {
+        digest(Percentiles()),
+        digest(pickle.loads(pickle.dumps(Percentiles()))),
+        digest(Percentiles(shared, shared, (shared,))),
+        digest(apart),
+    }
+    assert len(digests) == 1
+    assert digest(Percentiles((1.0, 2.5))) not in digests
 
 
 def test_a_digest_is_the_same_in_every_process_whatever_its_hash_seed(digests_of_other_processes):
