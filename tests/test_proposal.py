@@ -40,7 +40,7 @@ def everything_below(folder: Path) -> dict[str, int]:
 @pytest.mark.parametrize("probe", [False, True])
 def test_nothing_is_written(image, probe):
     before = everything_below(image.parent)
-    proposal = plan_run(image, threshold(1100), probe=probe, skip_empty=True, probe_seconds=5)
+    proposal = plan_run(image, threshold(1100), probe=probe, skip_empty=True, probe_seconds=60)
     assert str(proposal)
     assert everything_below(image.parent) == before
     assert [path.name for path in image.parent.iterdir()] == [image.name]
@@ -58,7 +58,7 @@ def test_without_a_probe_the_function_is_not_called(image):
 
 def test_what_was_given_is_kept_and_its_overlap_judged(image):
     proposal = plan_run(
-        image, threshold(1100), probe=True, probe_seconds=5, tile_shape=(32, 64, 64), overlap=8
+        image, threshold(1100), probe=True, probe_seconds=60, tile_shape=(32, 64, 64), overlap=8
     )
     assert (proposal.tile_shape, proposal.overlap) == ((32, 64, 64), (0, 8, 8))
     assert proposal.halo.f1 == 1.0
@@ -83,7 +83,7 @@ def test_tiles_are_no_larger_than_what_the_function_has_memory_for(image):
             raise MemoryError
         return components(tile)
 
-    proposal = plan_run(image, small_only, probe=True, probe_seconds=5)
+    proposal = plan_run(image, small_only, probe=True, probe_seconds=60)
     assert proposal.probe.failed_voxels > 300_000
     assert max(tile.read.size for tile in proposal.plan.spec.grid) <= 300_000
     assert "ran out of memory" in str(proposal)
@@ -94,7 +94,7 @@ def test_a_function_that_takes_more_gets_smaller_tiles(image):
         return components(np.ones((40, *tile.shape)).sum(0) + tile)
 
     little, much = [
-        plan_run(image, fn, probe=True, probe_seconds=5).plan.need for fn in (components, hungry)
+        plan_run(image, fn, probe=True, probe_seconds=60).plan.need for fn in (components, hungry)
     ]
     assert little.bytes_per_voxel < 20
     assert 300 < much.bytes_per_voxel < 500
@@ -162,7 +162,7 @@ def test_a_function_on_a_gpu_is_measured_and_its_tiles_fit_the_gpu(image, tmp_pa
         card.free = min(card.free, GIB - 100 * 2**20 - 64 * tile.size)
         return components(tile)
 
-    proposal = plan_run(image, on_gpu, probe=True, probe_seconds=5, use_gpu=True)
+    proposal = plan_run(image, on_gpu, probe=True, probe_seconds=60, use_gpu=True)
     need = proposal.plan.need
     assert need.gpu_bytes_per_voxel == pytest.approx(64, rel=0.01)
     assert need.gpu_fixed_bytes == pytest.approx(100 * 2**20, rel=0.01)

@@ -31,6 +31,9 @@ from patchworks.errors import TargetInUseError
 SILENCE_S = 1800.0
 """Seconds that the server may be away before a pass gives up; the next one goes on."""
 
+LONGEST_STAY_S = 240.0
+"""Seconds that a pass stays, at most, for files that have not settled."""
+
 _MOST_ROWS = 100
 
 
@@ -97,6 +100,8 @@ def _pass(inbox: Inbox, taking: Taking, settings: Settings) -> InboxReport:
         runs.check(settings.deployment or PROCESS)
         intake = Intake(inbox, runs, taking, settings)
         heard = time.monotonic()
+        # One that has just come is waited for: the next pass may be minutes away.
+        settled_by = heard + min(taking.settle_s, LONGEST_STAY_S) + taking.poll_s
         while True:
             try:
                 standing = intake.step()
@@ -106,7 +111,8 @@ def _pass(inbox: Inbox, taking: Taking, settings: Settings) -> InboxReport:
                 log.warning("%s; the pass waits for it", error)
             else:
                 heard = time.monotonic()
-                if not standing.has_work:
+                may_settle = bool(standing.n_unsettled) and time.monotonic() < settled_by
+                if not (standing.has_work or may_settle):
                     break
             time.sleep(taking.poll_s)
     if intake.n_done or intake.n_quarantined:
