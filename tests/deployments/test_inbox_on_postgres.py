@@ -1,4 +1,4 @@
-"""Fifty images through the inbox of a facility on PostgreSQL, by the real flow; takes a quarter of an hour."""
+"""Fifty images through an inbox on PostgreSQL, by the real flow; takes a quarter of an hour."""
 
 import json
 import os
