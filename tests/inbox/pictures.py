@@ -41,11 +41,14 @@ def drop_files(inbox: Path) -> None:
 def take_all(facility: Facility, tab: Page, target: Path) -> None:
     ui = facility.url.removesuffix("/api")
     facility.start_server()
-    facility.deploy("--schedules", "on")
+    facility.deploy("--schedules", "on", interval_s=60)
     for pool in ("cpu", "light"):
         facility.start_worker(pool)
+    with facility.client() as client:  # one that is for other tests
+        client.delete_deployment(client.read_deployment_by_name("quick/cpu").id)
+    time.sleep(75)  # until the server has heard of the workers
     tab.open(f"{ui}/deployments", "process inbox", "clean up", within_s=60)
-    picture(tab, target, "deployments", 850)
+    picture(tab, target, "deployments", 800)
     tab.open(f"{ui}/work-pools", "light", within_s=60)
     picture(tab, target, "pools", 700)
     drop_files(facility.inbox)
