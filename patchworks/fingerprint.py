@@ -18,6 +18,7 @@ import os
 import stat
 import sys
 import sysconfig
+import time
 import types
 import uuid
 from collections import OrderedDict
@@ -311,10 +312,20 @@ def _content_digest(path: Path, _size: int, _times_ns: tuple[int, int]) -> str:
 
 
 def _source(value: Any) -> str:
-    try:
-        return inspect.getsource(value)
-    except (OSError, TypeError):
-        return ""  # typed at a prompt: its code says it all
+    for _ in range(PARSE_ATTEMPTS):
+        try:
+            return inspect.getsource(value)
+        except (OSError, TypeError):
+            break  # typed at a prompt: its code says it all
+        except SystemError as error:
+            # Python 3.11 counts the depth of its parser for all threads at once: of two that parse
+            # together (the source of a class is found by parsing its module) one may fail.
+            logger.debug("the source of %r is looked for again: %s", value, error)
+            time.sleep(0.01)
+    return ""
+
+
+PARSE_ATTEMPTS = 100
 
 
 READS_GLOBAL = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
