@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 import subprocess
 import sys
@@ -31,7 +30,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.inbox.ledger import Ledger
-from flows.own_server import RECORDED_AT_ONCE, free_port
+from flows.own_server import RECORDED_AT_ONCE, free_port, is_healthy
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "deployments" / "prefect.yaml"
@@ -90,7 +89,7 @@ class Facility:
         self.start(
             "server", "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port
         )
-        self.await_("the server", lambda: is_up(self.port) or None, 90)
+        self.await_("the server", lambda: is_healthy(self.port) or None, 90)
 
     def start_worker(self, pool: str) -> None:
         named = ("--pool", pool, "--name", f"{pool}-1")
@@ -191,17 +190,6 @@ class Facility:
     def logs(self) -> str:
         return "\n".join(f"--- {path.stem}\n{self.log_of(path.stem)}" for path in
                          sorted(self.folder.glob("*.log")))  # fmt: skip
-
-
-def is_up(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
-    try:
-        connection.request("GET", "/api/health")
-        return connection.getresponse().status == http.HTTPStatus.OK
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
 
 
 @contextmanager
