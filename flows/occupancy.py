@@ -70,6 +70,7 @@ def _estimate(plan: RunPlan, threshold: float, stage: StageOf, runs: TaskRuns) -
     )
     return occupancy.save_occupancy(
         plan,
+        threshold,
         [
             list(zip(batch.indices, signal, strict=True))
             for batch, signal in zip(batches, found, strict=True)

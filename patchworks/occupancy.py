@@ -9,7 +9,7 @@ import numpy as np
 
 from patchworks import emptiness
 from patchworks.emptiness import Emptiness
-from patchworks.pipeline import OCCUPANCY, RunPlan
+from patchworks.pipeline import OCCUPANCY, THRESHOLD, RunPlan
 from patchworks.steps.occupancy import is_occupied
 
 
@@ -67,12 +67,15 @@ def find_occupied(plan: RunPlan, threshold: float, tiles: Sequence[int]) -> list
     return [(i, is_occupied(plan.reader, grid[i], threshold)) for i in tiles]
 
 
-def save_occupancy(plan: RunPlan, found: Iterable[list[tuple[int, bool]]]) -> np.ndarray:
-    """Write which tiles hold signal to the stage; returns it, bool on the tile grid."""
+def save_occupancy(
+    plan: RunPlan, threshold: float, found: Iterable[list[tuple[int, bool]]]
+) -> np.ndarray:
+    """Write which tiles hold signal, and what is, to the stage; returns bool on the tile grid."""
     occupied = np.zeros(plan.spec.grid.n_tiles, bool)
     for batch in found:
         for index, is_signal in batch:
             occupied[index] = is_signal
     occupied = occupied.reshape(plan.spec.grid.dims)
+    plan.stage.write_array(THRESHOLD, np.array(threshold))
     plan.stage.write_array(OCCUPANCY, occupied)
     return occupied

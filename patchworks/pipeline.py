@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 OCCUPANCY = "occupancy"
+THRESHOLD = "threshold"
 PLAN_FILE = "plan.pickle"
 FUNCTION_FILE = "function.pickle"
 MOST_PLANS = 4
@@ -234,7 +235,12 @@ def segment_stream(
     """
     occupied = plan.stage.read_array(OCCUPANCY) if plan.spec.skip_empty else None
     work = TileWork(
-        plan.spec, plan.reader, loaded(plan.segmenter), plan.stage, occupied, plan.limit
+        _with_known_threshold(plan),
+        plan.reader,
+        loaded(plan.segmenter),
+        plan.stage,
+        occupied,
+        plan.limit,
     )
     patience = Patience(max_failures)
     returned_s = time.monotonic()
@@ -346,6 +352,12 @@ def with_source(plan: RunPlan, source: ImageSource) -> RunPlan:
 def with_threshold(plan: RunPlan, threshold: float) -> RunPlan:
     """Return the plan with the intensity above which a voxel is signal."""
     return replace(plan, spec=replace(plan.spec, empty_threshold=threshold))
+
+
+def _with_known_threshold(plan: RunPlan) -> RunSpec:
+    """Return the tiles with the threshold that was found beside the occupancy, if one was."""
+    found = plan.stage.read_array(THRESHOLD) if plan.spec.skip_empty else None
+    return plan.spec if found is None else replace(plan.spec, empty_threshold=float(found))
 
 
 def with_segmenter(plan: RunPlan, segmenter: Segmenter) -> RunPlan:

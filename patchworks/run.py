@@ -10,6 +10,7 @@ from typing import Literal, cast
 
 from patchworks.errors import InputError
 from patchworks.fingerprint import digest
+from patchworks.geometry.crops import CropRule
 from patchworks.geometry.grid import TileGrid
 from patchworks.geometry.halves import THINNEST, CutRule
 from patchworks.geometry.pyramid import PyramidPlan, plan_pyramid
@@ -102,6 +103,12 @@ class RunSpec:
         return CutRule(halo, slab, THINNEST)
 
     @functools.cached_property
+    def crops(self) -> CropRule | None:
+        """How tiles are cut down to where their signal is, if they are."""
+        rule = CropRule.of(self.grid)
+        return rule if self.skip_empty and rule.can_cut else None
+
+    @functools.cached_property
     def pyramid(self) -> PyramidPlan:
         """The levels of the label image."""
         return plan_pyramid(self.grid, self.pyramid_levels, self.pyramid_downscale, self.time_axis)
@@ -124,7 +131,8 @@ class RunSpec:
         if self.skip_empty and threshold is None:
             threshold = "of the image 1"  # the rule by which it is found
         apart = [self.grid.apart, self.grid.layer] if self.grid.apart else []
-        return digest("tiles 1", image, segmenter, parts, self.skip_empty, threshold, *apart)
+        skips = "around signal 1" if self.skip_empty else False  # the rule by which tiles are cut
+        return digest("tiles 1", image, segmenter, parts, skips, threshold, *apart)
 
     def labels_fingerprint(self, tiles: str) -> str:
         """Return what decides the label image: the stage, how it is joined, its levels."""

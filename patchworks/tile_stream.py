@@ -20,12 +20,14 @@ from patchworks.errors import PatchworksError
 from patchworks.execution.out_of_memory import free_memory
 from patchworks.execution.overlap import Recall, overlapped
 from patchworks.geometry.box import Box
+from patchworks.geometry.crops import within
 from patchworks.geometry.grid import Tile
 from patchworks.halving import Halving, VoxelLimit
 from patchworks.io.stage import Stage
 from patchworks.io.tile_reader import TileReader
 from patchworks.run import RunSpec
 from patchworks.segmenters import Segmenter, name_of
+from patchworks.steps.crop import signal_box
 from patchworks.steps.segment import read_box, read_tile
 from patchworks.steps.stage import stage_empty_tile, stage_tile
 
@@ -53,7 +55,7 @@ class TileOutcome:
     n_bytes : int
         Bytes of the image's chunks that were decoded for it.
     n_bytes_needed : int
-        Bytes of its core's voxels, if it was read.
+        Bytes of its core's voxels, as far as they were read.
     function_s : float
         Seconds in the function alone.
     n_halvings : int
@@ -72,13 +74,17 @@ class TileOutcome:
 
 @dataclass(slots=True)
 class _View:
-    """A tile on its way: what was read of it, then its labels."""
+    """A tile on its way: what was read of it, then its labels.
+
+    The function is handed a part of the tile, which mostly is the tile.
+    """
 
     tile: Tile
+    part: Tile
     status: Status
     voxels: np.ndarray | None = None
     labels: np.ndarray | None = None
-    is_read: bool = False
+    n_bytes_needed: int = 0
     n_labels: int = 0
     n_bytes: int = 0
     function_s: float = 0.0
@@ -106,7 +112,7 @@ class TileWork:
     occupied : numpy.ndarray, optional
         Which tiles hold signal, bool on the tile grid, where that was found out before. Else, with
         ``spec.skip_empty``, each tile that the reader's map does not decide is looked at when it
-        has been read.
+        has been read. What is signal says ``spec.empty_threshold``.
     limit : VoxelLimit, optional
         What this process knows of how many voxels the function has memory for.
     """
@@ -189,17 +195,43 @@ class TileWork:
         start = time.perf_counter()
         tile, stage, spec = self.spec.grid[index], self.stage, self.spec
         if stage.is_done(index):
-            return _View(tile, "reused", n_labels=stage.read_counts(index)[0])
+            return _View(tile, tile, "reused", n_labels=stage.read_counts(index)[0])
         if self.occupied is not None and not self.occupied.flat[index]:
-            return _View(tile, "empty")
+            return _View(tile, tile, "empty")
         above = spec.empty_threshold if spec.skip_empty and self.occupied is None else None
         if above is not None and self.reader.leaves_out(tile, above):
-            return _View(tile, "empty")
-        voxels, n_bytes = read_tile(self.reader, tile, above)
+            return _View(tile, tile, "empty")
+        view = _View(tile, self._reach(tile), "segmented")
+        voxels, view.n_bytes = read_tile(self.reader, view.part, above)
+        view.n_bytes_needed = prod(view.part.core.shape) * self.itemsize
         if voxels is None:
-            return _View(tile, "empty", is_read=True, n_bytes=n_bytes)
-        seconds = time.perf_counter() - start
-        return _View(tile, "segmented", voxels, is_read=True, n_bytes=n_bytes, seconds=seconds)
+            view.status = "empty"
+        else:
+            view.part, view.voxels = self._around_signal(tile, view.part, voxels)
+        view.seconds = time.perf_counter() - start
+        return view
+
+    def _reach(self, tile: Tile) -> Tile:
+        """Return as much of a tile as has to be read: its signal lies there, says the map."""
+        rule, above = self.spec.crops, self.spec.empty_threshold
+        bounds = None if rule is None or above is None else self.reader.signal_bounds(tile, above)
+        reach = None if rule is None or bounds is None else rule.reach(tile, bounds)
+        return tile if reach is None else within(tile, reach)
+
+    def _around_signal(self, tile: Tile, read: Tile, voxels: np.ndarray) -> tuple[Tile, np.ndarray]:
+        """Return the part of a tile that the function is handed, and its voxels."""
+        rule, above = self.spec.crops, self.spec.empty_threshold
+        if rule is None or above is None:
+            return read, voxels
+        signal = signal_box(voxels, above, tile.read.ndim)
+        if signal is None:
+            return read, voxels
+        part = rule.part(tile, signal.placed_at(read.read.start))
+        if part.read == read.read:
+            return part, voxels
+        kept = _part_of(voxels, read.read, part.read)
+        self.reader.give_back(voxels)
+        return part, kept
 
     def _segment(self, view: _View) -> _View:
         if view.voxels is not None:
@@ -214,8 +246,9 @@ class TileWork:
         """Return the labels of a tile, whole or, for want of memory, of its halves."""
         voxels, view.voxels = view.voxels, None
         assert voxels is not None
-        if self.halving.allows(view.tile):
-            found = self.halving.attempt(voxels, view.tile)
+        part = view.part
+        if self.halving.allows(part):
+            found = self.halving.attempt(voxels, part)
             if isinstance(found, np.ndarray):
                 if is_unshared(voxels):  # the function keeps nothing of it, nor are labels in it
                     self.reader.give_back(voxels)
@@ -223,10 +256,10 @@ class TileWork:
             del voxels  # the function may have changed them: they are read anew, half by half
             free_memory()
             read = partial(self._read_anew, view)
-            labels, view.n_halvings = self.halving.of_halves(view.tile, read, found)
+            labels, view.n_halvings = self.halving.of_halves(part, read, found)
             return labels
-        part_of = partial(_part_of, voxels, view.tile.read)
-        labels, view.n_halvings = self.halving.of_halves(view.tile, part_of)
+        part_of = partial(_part_of, voxels, part.read)
+        labels, view.n_halvings = self.halving.of_halves(part, part_of)
         del part_of
         if is_unshared(voxels):
             self.reader.give_back(voxels)
@@ -244,7 +277,8 @@ class TileWork:
         labels, view.labels = view.labels, None
         if labels is not None:
             name = name_of(self.segmenter)
-            view.n_labels = stage_tile(stage, self.spec.seams, tile, labels, name).n_labels
+            seams, part = self.spec.seams, view.part
+            view.n_labels = stage_tile(stage, seams, tile, labels, name, part).n_labels
             if is_unshared(labels):  # they may be the voxels
                 self.reader.give_back(labels)
         elif view.status == "empty":
@@ -255,7 +289,7 @@ class TileWork:
             view.status,
             view.seconds + view.function_s + time.perf_counter() - start,
             view.n_bytes,
-            prod(tile.core.shape) * self.itemsize if view.is_read else 0,
+            view.n_bytes_needed,
             view.function_s,
             view.n_halvings,
         )

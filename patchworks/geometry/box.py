@@ -95,6 +95,10 @@ class Box:
         """Return the box in the coordinates of an array whose first voxel is `origin`."""
         return Box(tuple(map(sub, self.start, origin)), tuple(map(sub, self.stop, origin)))
 
+    def placed_at(self, origin: tuple[int, ...]) -> Box:
+        """Return the box in the coordinates in which its array's first voxel is `origin`."""
+        return Box(tuple(map(add, self.start, origin)), tuple(map(add, self.stop, origin)))
+
     def on_axis(self, axis: int, start: int, stop: int) -> Box:
         """Return the box with its extent on one axis replaced."""
         return Box(

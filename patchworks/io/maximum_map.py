@@ -70,6 +70,20 @@ class MaximumMap:
         own = [slice(i.start - t.start, i.stop - t.start) for i, t in _pairs(inside, touching)]
         return True if (above & known)[tuple(own)].any() else None
 
+    def bounds(self, box: Box, threshold: float) -> Box | None:
+        """Return the least box of whole boxes, clipped to `box`, that holds all its open parts."""
+        touching = self.grid.touching(box)
+        unknown = ~self.known[touching]  # first, as above
+        may_hold = unknown | (self.maxima[touching] > threshold)
+        if not may_hold.any():
+            return None
+        spans = []
+        for axis, touched in enumerate(touching):
+            others = tuple([a for a in range(may_hold.ndim) if a != axis])
+            places = np.flatnonzero(may_hold.any(others)) + touched.start
+            spans.append(slice(int(places[0]), int(places[-1]) + 1))
+        return self.grid.voxels_of(tuple(spans)).intersect(box)
+
     def open_parts(self, box: Box, threshold: float) -> list[Box]:
         """Return the parts of `box` in which a voxel above a threshold may lie, whole boxes each.
 
@@ -119,8 +133,8 @@ def _pairs(first: Any, second: Any) -> zip[Any]:
     return zip(first, second, strict=True)
 
 
-def largest_of(voxels: np.ndarray, axis: int | None = None) -> Any:
-    """Return the largest voxel, along an axis or of all; NaN counts for nothing."""
+def largest_of(voxels: np.ndarray, axis: int | tuple[int, ...] | None = None) -> Any:
+    """Return the largest voxel, along axes or of all; NaN counts for nothing."""
     if voxels.dtype.kind == "f":
         return np.fmax.reduce(voxels, axis=axis)
     return voxels.max(axis=axis)

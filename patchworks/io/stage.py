@@ -7,6 +7,7 @@
                                         (those of a tiny tile are in its record)
     <stage>/records/00000/00000017.rec  its record: tile 17 is done once this exists
     <stage>/occupancy.npy               which tiles hold signal, if the run skips empty ones
+    <stage>/threshold.npy               above which a voxel is signal
     <stage>/joined-*.npy                what the seams of some tiles say, in a flow
     <stage>/relabeling-*.npy            from local to global labels
     <stage>/regions/                    regions of the last pass that are written

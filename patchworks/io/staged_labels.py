@@ -1,5 +1,7 @@
 """Labels of a tile's core as they are staged: as runs of equal labels, or voxel by voxel.
 
+Of a core that is labelled in a part of it only, the labels of that part are staged.
+
 Labels of objects come in runs: stretches of one label along the last axis, of which there are far
 fewer than voxels. Finding them tells which labels there are, writing them takes a fraction of what
 all voxels take, and repeating each label over its run gives the voxels back. Labels that change
@@ -16,6 +18,7 @@ from typing import Any
 import imagecodecs
 import numpy as np
 
+from patchworks.geometry.box import Box
 from patchworks.io.frames import pack, unpack
 
 PART = 2**19
@@ -63,10 +66,14 @@ class LabelRuns:
         """Return all labels, of the tile's shape."""
         return self.planes(0, len(self.first) - 1).reshape(self.shape)
 
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What is written of them, by name."""
+        return {"values": self.values, "lengths": self.lengths, "first": self.first}
+
     def to_bytes(self) -> bytes:
         """Return them as the bytes of a file."""
-        arrays = {"values": self.values, "lengths": self.lengths, "first": self.first}
-        return pack({"shape": self.shape}, arrays)
+        return pack({"shape": self.shape}, self.arrays)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,27 +109,83 @@ class LabelVoxels:
         """Return all labels, of the tile's shape."""
         return self.labels if self.table is None else self.table.take(self.labels, mode="clip")
 
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What is written of them, by name."""
+        return {"labels": self.to_array()}
+
     def to_bytes(self) -> bytes:
         """Return them as the bytes of a file."""
-        return pack({"shape": self.shape}, {"labels": self.to_array()})
+        return pack({"shape": self.shape}, self.arrays)
 
 
-StagedLabels = LabelRuns | LabelVoxels
+WholeLabels = LabelRuns | LabelVoxels
+
+PART_SHAPE, CORE_SHAPE, START = "part_shape", "core_shape", "start"
+"""Facts of a part's file. It lacks those of a whole core's: nobody takes the one for the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartLabels:
+    """Labels of a part of a core; all others are 0.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Of the core.
+    start : tuple of int
+        First voxel of the part in the core.
+    labels : LabelRuns or LabelVoxels
+        Those of the part.
+    """
+
+    shape: tuple[int, ...]
+    start: tuple[int, ...]
+    labels: WholeLabels
+
+    @property
+    def box(self) -> Box:
+        """The part, in the core."""
+        return Box.whole(self.labels.shape).placed_at(self.start)
+
+    def mapped(self, table: np.ndarray) -> PartLabels:
+        """Return the labels ``table[label]``; 0 stays 0."""
+        return replace(self, labels=self.labels.mapped(table))
+
+    def to_array(self) -> np.ndarray:
+        """Return all labels, of the core's shape."""
+        part = self.labels.to_array()
+        whole: np.ndarray = np.zeros(self.shape, part.dtype)
+        whole[self.box.slices] = part
+        return whole
+
+    def to_bytes(self) -> bytes:
+        """Return them as the bytes of a file."""
+        facts = {PART_SHAPE: self.labels.shape, CORE_SHAPE: self.shape, START: self.start}
+        arrays = self.labels.arrays
+        return pack(facts, {f"part_{name}": array for name, array in arrays.items()})
+
+
+StagedLabels = LabelRuns | LabelVoxels | PartLabels
 
 
 def from_bytes(content: bytes) -> StagedLabels:
     """Return the labels in a file's bytes; raises ValueError if it is damaged."""
     facts, arrays = unpack(content)
-    if arrays.keys() == {"labels"}:
-        return LabelVoxels(arrays["labels"])
-    return _checked(facts, arrays)
-
-
-def _checked(facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> LabelRuns:
     try:
-        return LabelRuns(tuple(facts["shape"]), **arrays)
+        if CORE_SHAPE not in facts:
+            return _whole(facts.get("shape"), arrays)
+        held = {name.removeprefix("part_"): array for name, array in arrays.items()}
+        part = _whole(facts[PART_SHAPE], held)
+        return PartLabels(tuple(facts[CORE_SHAPE]), tuple(facts[START]), part)
     except (KeyError, TypeError) as error:
         raise ValueError(f"no staged labels: {error}") from error
+
+
+def _whole(shape: Any, arrays: Mapping[str, np.ndarray]) -> WholeLabels:
+    if arrays.keys() == {"labels"}:
+        return LabelVoxels(arrays["labels"])
+    return LabelRuns(tuple(shape), **arrays)
 
 
 def _repeated(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:

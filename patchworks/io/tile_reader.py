@@ -142,7 +142,7 @@ class TileReader:
         Parameters
         ----------
         tile : Tile
-            Of the grid.
+            Of the grid, or a part of one that all its signal lies in.
         above : float, optional
             Return voxels only if one of them, halo included, lies above this.
 
@@ -188,6 +188,10 @@ class TileReader:
             return False
         with self._reading_of(tile):
             return True
+
+    def signal_bounds(self, tile: Tile, above: float) -> Box | None:
+        """Return a box of what a tile reads in which all its signal lies; None if unknown."""
+        return None if self.maxima is None else self.maxima.bounds(tile.read, above)
 
     def _signal_on_map(self, tile: Tile, above: float) -> bool | None:
         return None if self.maxima is None else self.maxima.is_signal(tile.read, above)
@@ -244,7 +248,7 @@ class TileReader:
             with self._lock:
                 self._reading.discard(tile.index)
                 self._is_past[tile.index] = True
-                self._release(tile)
+                self._release(self.grid[tile.index])  # all of it, if a part was read
 
     def read_box(self, box: Box) -> tuple[np.ndarray, int]:
         """Return the voxels of any box, the caller's own, and bytes decoded; nothing is kept."""

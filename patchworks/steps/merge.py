@@ -14,7 +14,7 @@ from patchworks.fingerprint import digest
 from patchworks.geometry.box import Box
 from patchworks.geometry.grid import Tile, TileGrid, ceil_div
 from patchworks.io.stage import Stage
-from patchworks.io.staged_labels import StagedLabels
+from patchworks.io.staged_labels import PartLabels, StagedLabels, WholeLabels
 
 ARRAYS = ("n_labels", "base", "first", "local", "target")
 
@@ -216,21 +216,22 @@ class RegionLabels:
     ----------
     dtype : numpy.dtype
         Of the label image.
-    tiles : sequence
-        Tiles that have labels there, and their global labels.
+    parts : sequence
+        Disjoint boxes of the image, each within a tile's core, and their global labels. There are
+        none elsewhere.
     """
 
     dtype: np.dtype
-    tiles: Sequence[tuple[Tile, StagedLabels]]
+    parts: Sequence[tuple[Box, WholeLabels]]
 
     def read(self, box: Box) -> np.ndarray:
         """Return the labels of a box of the image within the region, shape ``box.shape``."""
         out: np.ndarray | None = None
-        for tile, labels in self.tiles:
-            common = tile.core.intersect(box)
+        for part, labels in self.parts:
+            common = part.intersect(box)
             if common is None:
                 continue
-            found = _labels_in(common.relative_to(tile.core.start), labels)
+            found = _labels_in(common.relative_to(part.start), labels)
             if common == box:
                 return found
             if out is None:
@@ -239,8 +240,8 @@ class RegionLabels:
         return np.zeros(box.shape, self.dtype) if out is None else out
 
 
-def _labels_in(box: Box, labels: StagedLabels) -> np.ndarray:
-    """Return the labels in a box of a tile's core."""
+def _labels_in(box: Box, labels: WholeLabels) -> np.ndarray:
+    """Return the labels in a box of a part."""
     if box.ndim == 2:
         plane: np.ndarray = labels.planes(0, 1)[0]
         return plane[box.slices]
@@ -258,9 +259,16 @@ def gather_region(
     stage: Stage, grid: TileGrid, relabeling: Relabeling, region: Box
 ) -> RegionLabels | None:
     """Return the global labels of a region of the image, or None if it holds none."""
-    tiles = [
-        (tile, stage.read_labels(tile.index).mapped(relabeling.table(tile.index)))
+    parts = [
+        _placed(tile, stage.read_labels(tile.index).mapped(relabeling.table(tile.index)))
         for tile in grid.overlapping(region)
         if relabeling.n_labels[tile.index]
     ]
-    return RegionLabels(relabeling.dtype, tiles) if tiles else None
+    return RegionLabels(relabeling.dtype, parts) if parts else None
+
+
+def _placed(tile: Tile, labels: StagedLabels) -> tuple[Box, WholeLabels]:
+    """Return which box of the image a tile's labels are of, and the labels."""
+    if isinstance(labels, PartLabels):
+        return labels.box.placed_at(tile.core.start), labels.labels
+    return tile.core, labels

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from patchworks.errors import SegmenterError
+from patchworks.geometry.box import Box
 from patchworks.geometry.grid import Tile
 from patchworks.geometry.seam import SeamPlan
 from patchworks.io.record import LABELS, TINY_BYTES, TileRecord, smallest_unsigned
 from patchworks.io.stage import Stage
-from patchworks.io.staged_labels import MIN_RUN, LabelRuns, LabelVoxels, StagedLabels, find_runs
+from patchworks.io.staged_labels import (
+    MIN_RUN,
+    LabelRuns,
+    LabelVoxels,
+    PartLabels,
+    StagedLabels,
+    WholeLabels,
+    find_runs,
+)
 
 TINY = 2**12
 """Voxels of a core in which no runs are looked for: its voxels are few enough."""
@@ -27,6 +36,7 @@ def stage_tile(
     tile: Tile,
     labels: np.ndarray,
     segmenter_name: str = "the function",
+    part: Tile | None = None,
 ) -> TileRecord:
     """Write a tile's staged labels, then its record.
 
@@ -42,9 +52,11 @@ def stage_tile(
     tile : Tile
         The tile.
     labels : numpy.ndarray
-        Labels of everything the tile reads, integers >= 0.
+        Labels of everything the tile reads, or its part, integers >= 0.
     segmenter_name : str
         What made them, for the message.
+    part : Tile, optional
+        The part of the tile that the function was handed; beyond it labels are 0.
 
     Returns
     -------
@@ -56,20 +68,26 @@ def stage_tile(
     SegmenterError
         If a label is negative.
     """
-    core = labels[tile.core_in_read.slices]
+    part = part or tile
+    core = labels[part.core_in_read.slices]
     runs = None if core.size <= TINY else find_runs(core)
     values = core.ravel() if runs is None else runs.values
-    boxes = [(plane.key, box.relative_to(tile.read.start)) for plane, box in seams.planes(tile)]
-    least = int(min([values.min(), *[labels[box.slices].min() for _, box in boxes]]))
+    views = _views(seams, tile, part)
+    seen = [labels[view.seen.relative_to(part.read.start).slices] for view in views]
+    least = int(min([values.min(), *[plane.min() for plane in seen]]))
     check_not_negative(least, tile, segmenter_name)
-    values, planes, largest = ranked(values, [labels[box.slices] for _, box in boxes])
+    values, planes, largest = ranked(values, seen)
     table, n_labels, n_nodes = _local_ids(values, planes, largest)
     nodes = table.astype(smallest_unsigned(n_nodes))
-    kept = {key: nodes[plane] for (key, _), plane in zip(boxes, planes, strict=True) if plane.any()}
+    kept = {
+        view.key: view.whole(nodes[plane])
+        for view, plane in zip(views, planes, strict=True)
+        if plane.any()
+    }
     if n_labels:
         local = table.astype(smallest_unsigned(n_labels))
         values = local.take(values, mode="clip")
-        staged = _staged(core, runs, values)
+        staged = _placed(_staged(core, runs, values), tile, part)
         if isinstance(staged, LabelVoxels) and staged.labels.nbytes <= TINY_BYTES:
             kept[LABELS] = staged.labels
         else:
@@ -88,7 +106,47 @@ def check_not_negative(least: int, tile: Tile, segmenter_name: str) -> None:
         )
 
 
-def _staged(core: np.ndarray, runs: LabelRuns | None, values: np.ndarray) -> StagedLabels:
+@dataclass(frozen=True, slots=True)
+class _View:
+    """Seam planes of a tile, and as much of them as its part sees."""
+
+    key: str
+    box: Box
+    seen: Box
+
+    def whole(self, nodes: np.ndarray) -> np.ndarray:
+        """Return the planes, of which these are the nodes that are seen."""
+        if self.seen == self.box:
+            return nodes
+        planes: np.ndarray = np.zeros(self.box.shape, nodes.dtype)
+        planes[self.seen.relative_to(self.box.start).slices] = nodes
+        return planes
+
+
+def _views(seams: SeamPlan, tile: Tile, part: Tile) -> list[_View]:
+    """Return the seam planes of a tile of which its part sees something."""
+    views = []
+    for plane, box in seams.planes(tile):
+        seen = box.intersect(part.read)
+        if seen is not None:
+            views.append(_View(plane.key, box, seen))
+    return views
+
+
+def _placed(labels: WholeLabels, tile: Tile, part: Tile) -> StagedLabels:
+    """Return the labels of a part's core as those of the tile's."""
+    if part.core == tile.core:
+        return labels
+    shape, start = tile.core.shape, part.core.relative_to(tile.core.start).start
+    found = PartLabels(shape, start, labels)
+    # A tiny core's labels go into the record, where there is no saying which part they are of.
+    is_tiny = (
+        isinstance(labels, LabelVoxels) and tile.core.size * labels.labels.itemsize <= TINY_BYTES
+    )
+    return LabelVoxels(found.to_array()) if is_tiny else found
+
+
+def _staged(core: np.ndarray, runs: LabelRuns | None, values: np.ndarray) -> WholeLabels:
     """Return the labels of a core as they are staged: those of its runs, or of its voxels."""
     if runs is None:
         return LabelVoxels(values.reshape(core.shape))

@@ -58,6 +58,11 @@ def test_a_decision_is_what_the_voxels_say(data, image, threshold):
     for part in parts:
         covered[part.slices] += 1
     assert covered.max() <= 1
+    bounds = found.bounds(box, threshold)
+    assert (bounds is None) == (not parts)
+    if bounds is not None:
+        assert bounds.start == tuple(map(min, *[p.start for p in parts], bounds.stop))
+        assert bounds.stop == tuple(map(max, *[p.stop for p in parts], bounds.start))
     assert not covered.any() or covered[box.slices].sum() == covered.sum()
 
 

@@ -8,8 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchworks.io import staged_labels
-from patchworks.io.staged_labels import LONGEST, LabelRuns, LabelVoxels, find_runs, from_bytes
-from tests.strategies import label_images, shapes
+from patchworks.io.frames import pack, unpack
+from patchworks.io.staged_labels import (
+    LONGEST,
+    LabelRuns,
+    LabelVoxels,
+    PartLabels,
+    find_runs,
+    from_bytes,
+)
+from tests.strategies import boxes, label_images, shapes
 
 laws = settings(deadline=None, max_examples=60)
 images = shapes(min_axes=2).flatmap(lambda shape: label_images(shape, max_id=3, dtype="uint16"))
@@ -64,6 +72,35 @@ def test_they_survive_their_file(labels):
         assert type(found) is type(staged)
         assert found.to_array().dtype == labels.dtype
         np.testing.assert_array_equal(found.to_array(), labels)
+
+
+@laws
+@given(images, st.data())
+def test_labels_of_a_part_are_those_of_the_core_where_all_others_are_0(labels, data):
+    box = data.draw(boxes(labels.shape))
+    core = np.zeros_like(labels)
+    core[box.slices] = labels[box.slices]
+    table = np.array([0, 70_000, 3, 2], "uint32")
+    for part in (find_runs(labels[box.slices]), LabelVoxels(labels[box.slices])):
+        found = from_bytes(PartLabels(labels.shape, box.start, part).to_bytes())
+        assert isinstance(found, PartLabels)
+        assert (found.shape, found.box, type(found.labels)) == (labels.shape, box, type(part))
+        assert found.to_array().dtype == labels.dtype
+        np.testing.assert_array_equal(found.to_array(), core)
+        np.testing.assert_array_equal(found.mapped(table).to_array(), table[core])
+
+
+@pytest.mark.parametrize("kind", [find_runs, LabelVoxels])
+def test_a_file_of_a_part_is_none_of_a_core(kind):
+    """A version that knows no parts takes none of them for a whole core."""
+    part = kind(np.ones((2, 3), "uint8"))
+    facts, arrays = unpack(PartLabels((4, 5), (1, 1), part).to_bytes())
+    assert "shape" not in facts
+    assert not arrays.keys() & part.arrays.keys()
+    with pytest.raises(ValueError, match="no staged labels"):
+        from_bytes(pack({"core_shape": [4, 5]}, {"part_labels": np.ones((2, 3), "uint8")}))
+    with pytest.raises(ValueError, match="no staged labels"):
+        from_bytes(pack({}, {"part_labels": np.ones((2, 3), "uint8")}))
 
 
 @pytest.mark.parametrize("shape", [(1, 3 * LONGEST + 5), (700, 500), (2, 300, 400), (3, 2, 10)])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from patchworks.geometry.box import Box
 from patchworks.geometry.grid import TileGrid
 from patchworks.io.stage import Stage
-from patchworks.io.staged_labels import LabelVoxels, find_runs
+from patchworks.io.staged_labels import LabelVoxels, PartLabels, find_runs
 from patchworks.steps.merge import Relabeling, build_relabeling, gather_region
 from tests.strategies import boxes, grids
 
@@ -195,8 +195,16 @@ def staged_tiles(draw) -> tuple[TileGrid, list[np.ndarray]]:
 def write_all(stage: Stage, labels: list[np.ndarray]) -> None:
     for tile, local in enumerate(labels):
         if local.any():
-            staged = LabelVoxels(local) if tile % 2 else find_runs(local)
-            stage.write_labels(tile, staged)
+            place = np.nonzero(local)
+            first = tuple(int(axis.min()) for axis in place)
+            part = local[tuple(slice(int(axis.min()), int(axis.max()) + 1) for axis in place)]
+            kinds = [
+                LabelVoxels(local),
+                find_runs(local),
+                PartLabels(local.shape, first, find_runs(part)),
+                PartLabels(local.shape, first, LabelVoxels(part)),
+            ]
+            stage.write_labels(tile, kinds[tile % 4])
 
 
 @settings(deadline=None, max_examples=50)

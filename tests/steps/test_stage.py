@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from patchworks.geometry.grid import Tile, TileGrid
@@ -13,7 +14,7 @@ from patchworks.geometry.seam import SeamPlan
 from patchworks.io.record import LABELS, TileRecord, smallest_unsigned
 from patchworks.io.stage import Stage
 from patchworks.steps.stage import stage_empty_tile, stage_tile
-from tests.strategies import grids, label_images
+from tests.strategies import boxes, grids, label_images
 
 laws = settings(deadline=None, max_examples=60)
 
@@ -43,11 +44,13 @@ def segmented_tiles(draw) -> tuple[SeamPlan, Tile, np.ndarray]:
     return seams, tile, labels * spread
 
 
-def staged(seams: SeamPlan, tile: Tile, labels: np.ndarray) -> tuple[np.ndarray, TileRecord]:
+def staged(
+    seams: SeamPlan, tile: Tile, labels: np.ndarray, part: Tile | None = None
+) -> tuple[np.ndarray, TileRecord]:
     """Return what is staged of a tile: labels of the core (zeros if there is no file), record."""
     with tempfile.TemporaryDirectory() as folder:
         stage = new_stage(Path(folder), seams.grid.n_tiles)
-        stage_tile(stage, seams, tile, labels)
+        stage_tile(stage, seams, tile, labels, part=part)
         record = stage.read_record(tile.index)
         core = np.zeros(tile.core.shape, "uint8")
         if record.n_labels:
@@ -136,6 +139,33 @@ def test_staged_labels_have_the_smallest_dtype_that_holds_them(drawn):
     for key, plane in record.planes.items():
         n_ids = record.n_labels if key == LABELS else record.n_nodes
         assert plane.dtype == smallest_unsigned(n_ids)
+
+
+@laws
+@given(segmented_tiles(), st.data())
+def test_a_part_is_staged_as_the_tile_in_which_all_else_is_background(drawn, data):
+    seams, tile, labels = drawn
+    box = data.draw(boxes(tile.read.shape)).placed_at(tile.read.start)
+    core = tile.core.intersect(box)
+    assume(core is not None)
+    part = replace(tile, core=core, read=box)
+    seen = labels[box.relative_to(tile.read.start).slices]
+    padded = np.zeros_like(labels)
+    padded[box.relative_to(tile.read.start).slices] = seen
+    expected, record = staged(seams, tile, padded)
+    limits = {"TINY_BYTES": 0, "TINY": data.draw(st.sampled_from([0, 2**12]))}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, limit in limits.items() if data.draw(st.booleans()) else []:
+            patch.setattr(f"patchworks.steps.stage.{name}", limit)
+        found, of_part = staged(seams, tile, seen, part)
+    np.testing.assert_array_equal(found, expected)
+    assert found.dtype == expected.dtype
+    counts = of_part.n_labels, of_part.n_nodes
+    assert counts == (record.n_labels, record.n_nodes)
+    assert of_part.planes.keys() - {LABELS} == record.planes.keys() - {LABELS}
+    for key in record.planes.keys() & of_part.planes.keys():
+        assert of_part.planes[key].dtype == record.planes[key].dtype
+        np.testing.assert_array_equal(of_part.planes[key], record.planes[key])
 
 
 @pytest.mark.parametrize(
