@@ -49,6 +49,7 @@ def chunk_reuse(
     chunks: tuple[int, ...],
     max_kept: float = inf,
     axes: tuple[int, ...] | None = None,
+    bands: tuple[int, ...] | None = None,
 ) -> ChunkReuse:
     """Return how often chunks are decoded when `max_kept` of them may be kept.
 
@@ -65,12 +66,16 @@ def chunk_reuse(
         Decoded chunks that may be kept.
     axes : tuple of int, optional
         The axes in the order of reading, the slowest first; by default that of the indices.
+    bands : tuple of int, optional
+        Per axis the tiles after which the others are gone through first, and what is kept is of no
+        use; by default all.
 
     Examples
     --------
     >>> grid = TileGrid.regular((128, 2048, 2048), (64, 512, 512), (16, 16, 16))
-    >>> chunk_reuse(grid, (32, 256, 256), 200)
-    ChunkReuse(n_chunks=256, n_decoded=256.0, n_waiting=148, n_per_tile=48)
+    >>> found = chunk_reuse(grid, (32, 256, 256), 200)
+    >>> found.n_chunks, found.n_decoded, round(found.n_waiting), found.n_per_tile
+    (256, 256.0, 113, 48)
     >>> round(chunk_reuse(grid, (32, 256, 256), 0).n_decoded / 256, 1)
     4.6
     """
@@ -81,11 +86,14 @@ def chunk_reuse(
     spans = [_spans(grid, axis, chunks[axis]) for axis in order]
     counts = [ceil_div(grid.shape[axis], chunks[axis]) for axis in order]
     most = [max(len(span) for span in axis) for axis in spans]
+    band = [(bands or grid.dims)[axis] for axis in order]
+    passing = [_most_in_band(axis, n) for axis, n in zip(spans, band, strict=True)]
     n_decoded, n_waiting, left, waiting_below = float(prod(counts)), 0.0, max_kept, 0.0
     for axis in reversed(range(grid.ndim)):
-        shared = _most_shared(grid, order[axis], chunks[order[axis]])
+        n_decoded *= 1 + _n_common_at_bands(spans[axis], band[axis]) / counts[axis]
+        shared = _most_shared(grid, order[axis], chunks[order[axis]]) if band[axis] > 1 else 0.0
         # While a chunk waits, all positions of the faster axes pass; of the slower ones, one stays.
-        more = shared * (prod(counts[axis + 1 :]) - waiting_below)
+        more = shared * (prod(passing[axis + 1 :]) - waiting_below)
         waiting_below = more + most[axis] * waiting_below
         waiting = prod(most[:axis]) * more
         if waiting <= 0:
@@ -96,6 +104,18 @@ def chunk_reuse(
         n_read = sum(map(len, spans[axis])) / counts[axis]  # tiles that read a chunk, on this axis
         n_decoded *= 1 + (1 - kept / waiting) * (n_read - 1)
     return ChunkReuse(prod(counts), n_decoded, n_waiting, prod(most))
+
+
+def _most_in_band(spans: list[range], band: int) -> int:
+    """Return how many chunks of an axis the tiles of a band read, at most."""
+    firsts = range(0, len(spans), band)
+    return max([spans[min(i + band, len(spans)) - 1].stop - spans[i].start for i in firsts])
+
+
+def _n_common_at_bands(spans: list[range], band: int) -> int:
+    """Return how many chunks of an axis are read by the last tile of a band and the next one."""
+    seams = range(band, len(spans), band)
+    return sum([max(0, spans[i - 1].stop - spans[i].start) for i in seams])
 
 
 def voxels_of_chunks(box: Box, chunks: tuple[int, ...]) -> int:

@@ -16,14 +16,17 @@ class ReadCost:
 
     Parameters
     ----------
+    max_kept_bytes : int
+        Decoded bytes that may be kept at a time for other tiles.
     kept_bytes : int
-        Decoded bytes that are kept at a time for other tiles, at most.
+        Those that are, at most.
     decoding_bytes : int
         Decoded bytes of a tile before it is put together, beside these.
     amplification : float
         Voxels decoded per voxel of the image, about.
     """
 
+    max_kept_bytes: int = 0
     kept_bytes: int = 0
     decoding_bytes: int = 0
     amplification: float = 1.0
@@ -43,8 +46,9 @@ def read_cost(
     block_bytes, max_kept_bytes : int
         Bytes of one, and of all that may be kept.
     """
-    found = chunk_reuse(order.grid, block, max_kept_bytes / block_bytes, order.axes)
+    found = chunk_reuse(order.grid, block, max_kept_bytes / block_bytes, order.axes, order.bands)
     return ReadCost(
+        max_kept_bytes=max_kept_bytes,
         kept_bytes=ceil(found.n_waiting * block_bytes),
         decoding_bytes=found.n_per_tile * block_bytes if max_kept_bytes else 0,
         amplification=found.n_decoded / found.n_chunks,

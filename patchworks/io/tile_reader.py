@@ -30,7 +30,10 @@ from patchworks.io.read_cost import ReadCost, held_cost, read_cost
 from patchworks.io.spare_memory import SpareMemory
 
 KEPT_BYTES = 2**29
-"""Decoded bytes kept for tiles that are still to be read."""
+"""Decoded bytes kept for tiles that are still to be read, at most."""
+
+MUCH_LESS = 0.75
+"""Twice the memory is taken to decode less than so much of what half of it takes."""
 
 SIDE_BY_SIDE_BYTES = 2**23
 """Blocks of a tile that together hold as much are decoded by several threads."""
@@ -106,28 +109,41 @@ class TileReader:
         block = block_shape(self._cell, self.grid.tile_shape, self.source.voxel_bytes)
         return BlockGrid(self.grid.shape, block)
 
-    @cached_property
+    @property
     def order(self) -> ReadingOrder:
         """The order in which tiles should be asked for: about so, by any number of threads."""
-        if self.shares_blocks and not self.by_index:
-            return ReadingOrder.keeping_least(self.grid, self._grid.block)
-        return ReadingOrder(self.grid)
+        return self._way[0]
+
+    @property
+    def cost(self) -> ReadCost:
+        """What reading all tiles takes."""
+        return self._way[1]
+
+    @cached_property
+    def _way(self) -> tuple[ReadingOrder, ReadCost]:
+        """How tiles are read, with half of the memory that is allowed if that is nearly as good."""
+        if self.source.chunks is None or isinstance(self.source.stored.array, np.ndarray):
+            return ReadingOrder(self.grid), held_cost(self.grid)
+        if not self.shares_blocks:
+            return self._way_with(0)
+        half, whole = self._way_with(self.kept_bytes // 2), self._way_with(self.kept_bytes)
+        pays = whole[1].amplification < MUCH_LESS * half[1].amplification
+        return whole if pays else half
+
+    def _way_with(self, kept_bytes: int) -> tuple[ReadingOrder, ReadCost]:
+        order = ReadingOrder(self.grid)
+        if kept_bytes and not self.by_index:
+            n_kept = kept_bytes / self._block_bytes
+            order = ReadingOrder.keeping_least(self.grid, self._grid.block, n_kept)
+        return order, read_cost(order, self._grid.block, self._block_bytes, kept_bytes)
 
     @cached_property
     def _kept(self) -> KeptBlocks:
-        return KeptBlocks(self._grid, self.order, self.kept_bytes)
+        return KeptBlocks(self._grid, self.order, self.cost.max_kept_bytes)
 
     @property
     def _block_bytes(self) -> int:
         return prod(self._grid.block) * self.source.voxel_bytes
-
-    @cached_property
-    def cost(self) -> ReadCost:
-        """What reading all tiles takes."""
-        if self.source.chunks is None or isinstance(self.source.stored.array, np.ndarray):
-            return held_cost(self.grid)
-        max_kept = self.kept_bytes if self.shares_blocks else 0
-        return read_cost(self.order, self._grid.block, self._block_bytes, max_kept)
 
     def read(self, tile: Tile, above: float | None = None) -> tuple[np.ndarray | None, int]:
         """Return the voxels a tile reads, and how many bytes of chunks were decoded for it.

@@ -62,5 +62,5 @@ def test_the_reader_decodes_about_as_often_as_told(tmp_path, n_kept):
     order = reader.order
     decoded = sum(reader.read(grid[i])[1] for i in order.ordered(range(grid.n_tiles)))
     n_kept = n_kept if reader.shares_blocks else 0
-    told = chunk_reuse(grid, chunks, n_kept, order.axes).n_decoded * n_bytes
+    told = chunk_reuse(grid, chunks, n_kept, order.axes, order.bands).n_decoded * n_bytes
     assert told == pytest.approx(decoded, rel=0.3)
