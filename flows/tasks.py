@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, Generic, TypeVar
 
@@ -145,7 +146,7 @@ def set_up_stage(opaque: Opaque[RunPlan]) -> StageOf:
     plan = opaque.held
     with portably():
         stage = open_stage(plan)
-        plan = make_readable(plan, by_other_processes=True)
+        plan = replace(make_readable(plan, by_other_processes=True), by_index=True)
         warn_if_short(plan.segmenter, plan.spec.grid)
         plan = pipeline.with_segmenter(
             plan, pipeline.prepare_segmenter(plan.segmenter, plan.source)

@@ -97,11 +97,11 @@ def estimate_empty_tiles(
     known = Emptiness.of(source)
     if known is None:
         limit = sampled_background(source).threshold if given is None else given
-        reader = TileReader(source, grid)
+        reader = TileReader(source, grid, by_index=True)
     else:
         limit = known.choose_threshold(given)
         _look_at_all(known, executor)
-        reader = TileReader(source, grid, maxima=known.maxima)
+        reader = TileReader(source, grid, maxima=known.maxima, by_index=True)
 
     def look(tiles: Sequence[int]) -> list[tuple[int, bool]]:
         return [(i, is_occupied(reader, grid[i], limit)) for i in tiles]

@@ -79,6 +79,9 @@ class RunPlan:
         Tiles read ahead in each process; by default it depends on the number of workers.
     need : FunctionNeed
         What the function takes of memory: assumed, unless a probe has measured it.
+    by_index : bool
+        Whether each process works on tiles in the order of their indices, as a flow's task runs do,
+        not in the order in which the least is kept.
     """
 
     spec: RunSpec
@@ -94,13 +97,15 @@ class RunPlan:
     kept_bytes: int = KEPT_BYTES
     n_ahead: int | None = None
     need: FunctionNeed = field(default_factory=FunctionNeed)
+    by_index: bool = False
 
     @cached_property
     def reader(self) -> TileReader:
         """What reads the tiles of the grid, in this process."""
         share = Memory.of_this_process().limit_bytes // 8  # of a small worker
         known = emptiness.staged_map(self.stage, self.source) if self.spec.skip_empty else None
-        return TileReader(self.source, self.spec.grid, min(self.kept_bytes, share), known)
+        kept_bytes = min(self.kept_bytes, share)
+        return TileReader(self.source, self.spec.grid, kept_bytes, known, by_index=self.by_index)
 
     @cached_property
     def limit(self) -> VoxelLimit:

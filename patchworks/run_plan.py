@@ -266,7 +266,8 @@ class _Steps:
         """Segment and stage every tile that is not done."""
         with self.report.timed("segment"):
             done = set(self.plan.stage.done())
-            todo = [i for i in range(self.report.n_tiles) if i not in done]
+            order = self.plan.reader.order
+            todo = order.ordered([i for i in range(self.report.n_tiles) if i not in done])
             self.report.n_reused += len(done)
             self.report.n_workers = self.executor.n_workers
             try:

@@ -36,7 +36,12 @@ def io_threads(n_workers: int) -> int:
 
 def most_at_once(n_workers: int, n_ahead: int | None = None) -> int:
     """Return how many items are held at a time at most: read ahead, computed, being written."""
-    return n_workers + 2 * (n_ahead or io_threads(n_workers))
+    return n_workers + (n_ahead or io_threads(n_workers)) + most_writes(n_workers) - 1
+
+
+def most_writes(n_workers: int) -> int:
+    """Return how many items wait to be written at most; then those who compute wait, too."""
+    return max(2, ceil_div(n_workers, 2))
 
 
 @dataclass
@@ -77,7 +82,7 @@ def overlapped(
         Items computed at a time. One is computed in the calling thread, for a function may bring
         up a team of threads, or a context of the GPU, for every thread that calls it.
     n_ahead : int, optional
-        Items read ahead, and as many being written; `io_threads` by default.
+        Items read ahead, `io_threads` by default: fewer while more than one is being written.
     recall : Recall, optional
         By which the caller may ask for items back.
 
@@ -85,9 +90,11 @@ def overlapped(
     -----
     Closing the iterator begins no further item and waits for what is at work.
     """
-    chain = _Chain(items, read, compute, write, n_ahead or io_threads(n_workers))
+    n_ahead = n_ahead or io_threads(n_workers)
+    chain = _Chain(items, read, compute, write, n_ahead, most_writes(n_workers))
     chain.recall = recall or chain.recall
-    with ThreadPoolExecutor(chain.n_ahead, thread_name_prefix="patchworks-io") as aside:
+    n_threads = max(n_ahead, most_writes(n_workers))
+    with ThreadPoolExecutor(n_threads, thread_name_prefix="patchworks-io") as aside:
         chain.begin(aside, n_workers)
         try:
             yield from (chain.results() if n_workers == 1 else _side_by_side(chain, n_workers))
@@ -105,6 +112,7 @@ class _Chain(Generic[Item, Read, Computed, Result]):
         compute: Callable[[Read], Computed],
         write: Callable[[Computed], Result],
         n_ahead: int,
+        n_writes: int,
     ) -> None:
         self.todo = iter(items)
         self.read = read
@@ -114,7 +122,8 @@ class _Chain(Generic[Item, Read, Computed, Result]):
         self.recall: Recall[Item] = Recall()
         self.reads: deque[tuple[Item, Future[Read]]] = deque()
         self.lock = threading.Lock()
-        self.room = threading.Semaphore(n_ahead)
+        self.room = threading.Semaphore(n_writes)
+        self.n_writing = 0
         self.stopped = False
         self.limit = n_ahead
 
@@ -137,7 +146,9 @@ class _Chain(Generic[Item, Read, Computed, Result]):
             self._fill()
 
     def _fill(self) -> None:
-        while not self.stopped and len(self.reads) < self.limit:
+        # What is being written takes memory as well: while much is, the disk is behind anyway.
+        limit = max(1, self.limit - max(0, self.n_writing - 1))
+        while not self.stopped and len(self.reads) < limit:
             try:
                 item = next(self.todo)
             except StopIteration:
@@ -181,13 +192,22 @@ class _Chain(Generic[Item, Read, Computed, Result]):
             failed.set_exception(error)
             return failed
         self.room.acquire()
+        with self.lock:
+            self.n_writing += 1
         try:
             writing = self.aside.submit(self.write, computed)
         except BaseException:
-            self.room.release()
+            self._written()
             raise
-        writing.add_done_callback(lambda _: self.room.release())
+        writing.add_done_callback(lambda _: self._written())
         return writing
+
+    def _written(self) -> None:
+        self.room.release()
+        with self.lock:
+            self.n_writing -= 1
+            if self.limit == self.n_ahead and not self.recall.asked:
+                self._fill()
 
     def stop(self) -> None:
         """Begin no further item."""

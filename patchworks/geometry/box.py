@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from operator import add, ge, gt, sub
+from operator import add, ge, gt, le, sub
 
 from patchworks.errors import InputError
 
@@ -90,6 +91,30 @@ class Box:
         if any(map(ge, start, stop)):
             return None
         return Box(start, stop)
+
+    def within(self, other: Box) -> Box:
+        """Return the common box, which is empty where the two share no voxel."""
+        start = tuple(map(min, map(max, self.start, other.start), other.stop))
+        return Box(start, tuple(map(max, map(min, self.stop, other.stop), start)))
+
+    def holds(self, other: Box) -> bool:
+        """Return whether all voxels of another box lie in this one."""
+        return not other.size or (
+            all(map(le, self.start, other.start)) and all(map(ge, self.stop, other.stop))
+        )
+
+    @classmethod
+    def hull(cls, boxes: Sequence[Box]) -> Box:
+        """Return the smallest box that holds several.
+
+        Examples
+        --------
+        >>> Box.hull([Box((0, 4), (2, 5)), Box((1, 0), (2, 3))])
+        Box(start=(0, 0), stop=(2, 5))
+        """
+        starts = zip(*[box.start for box in boxes], strict=True)
+        stops = zip(*[box.stop for box in boxes], strict=True)
+        return cls(tuple(map(min, starts)), tuple(map(max, stops)))
 
     def relative_to(self, origin: tuple[int, ...]) -> Box:
         """Return the box in the coordinates of an array whose first voxel is `origin`."""

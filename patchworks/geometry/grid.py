@@ -31,7 +31,7 @@ def ceil_div(total: int, part: int) -> int:
     return -(-total // part)
 
 
-def _place(index: int, dims: tuple[int, ...]) -> tuple[int, ...]:
+def place_of(index: int, dims: tuple[int, ...]) -> tuple[int, ...]:
     """Return the place of an index on a grid, in C order."""
     position = []
     for n in reversed(dims):
@@ -40,7 +40,7 @@ def _place(index: int, dims: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(position))
 
 
-def _index(position: Sequence[int], dims: tuple[int, ...]) -> int:
+def index_of(position: Sequence[int], dims: tuple[int, ...]) -> int:
     """Return the index of a place on a grid, in C order."""
     index = 0
     for at, n in zip(position, dims, strict=True):
@@ -208,25 +208,25 @@ class TileGrid:
     def position(self, index: int) -> tuple[int, ...]:
         """Return the place of tile `index` on the grid."""
         if self.layer is None:
-            return _place(index, self.dims)
+            return place_of(index, self.dims)
         axis, n_inner, depth = self._layers
         n = self.dims[axis]
         before, index = divmod(index, n * n_inner)
         start = depth * (index // (depth * n_inner))
         inner, step = divmod(index - start * n_inner, min(depth, n - start))
-        outer = _place(before, self.dims[:axis])
-        return (*outer, start + step, *_place(inner, self.dims[axis + 1 :]))
+        outer = place_of(before, self.dims[:axis])
+        return (*outer, start + step, *place_of(inner, self.dims[axis + 1 :]))
 
     def index(self, position: Sequence[int]) -> int:
         """Return the index of the tile at `position`."""
         if self.layer is None:
-            return _index(position, self.dims)
+            return index_of(position, self.dims)
         axis, n_inner, depth = self._layers
         n = self.dims[axis]
         start = depth * (position[axis] // depth)
-        inner = _index(position[axis + 1 :], self.dims[axis + 1 :])
+        inner = index_of(position[axis + 1 :], self.dims[axis + 1 :])
         within = start * n_inner + inner * min(depth, n - start) + position[axis] - start
-        return _index(position[:axis], self.dims[:axis]) * n * n_inner + within
+        return index_of(position[:axis], self.dims[:axis]) * n * n_inner + within
 
     @property
     def _layers(self) -> tuple[int, int, int]:

@@ -2,57 +2,41 @@
 
 A tile reads its core and a halo, and the halo cuts into chunks that its neighbours need too: tiles
 of 64x512x512 with a halo of 16 over chunks of 32x256x256 decode each chunk about four times. What
-is decoded is therefore kept until the last tile that reads it has been read, within a budget; when
-that is spent, what is needed latest is dropped first (Belady 1966: no other rule decodes less).
+is decoded is therefore kept until the last tile that reads it has been read, as far as tiles still
+to come need it, within a budget; when that is spent, what is needed latest is dropped first (Belady
+1966: no other rule decodes less).
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from itertools import product
 from math import prod
-from typing import Any
 
 import numpy as np
 
 from patchworks.geometry.blocks import BlockGrid, Position, block_shape, boxes_of
 from patchworks.geometry.box import Box
 from patchworks.geometry.grid import Tile, TileGrid, ceil_div
+from patchworks.geometry.reading_order import ReadingOrder
 from patchworks.io.decode_threads import decode_threads
 from patchworks.io.image_source import ImageSource
+from patchworks.io.kept_blocks import Blocks, KeptBlocks, part_of
 from patchworks.io.maximum_map import MaximumMap, largest_of
 from patchworks.io.read_cost import ReadCost, held_cost, read_cost
 from patchworks.io.spare_memory import SpareMemory
 
 KEPT_BYTES = 2**29
-"""Decoded bytes kept for tiles that are still to be read."""
+"""Decoded bytes kept for tiles that are still to be read, at most."""
+
+MUCH_LESS = 0.75
+"""Twice the memory is taken to decode less than so much of what half of it takes."""
 
 SIDE_BY_SIDE_BYTES = 2**23
 """Blocks of a tile that together hold as much are decoded by several threads."""
-
-
-@dataclass(slots=True)
-class _Block:
-    """Chunks that are decoded, or being decoded, and the tiles that are still to read them."""
-
-    readers: set[int]
-    voxels: Future[np.ndarray] = field(default_factory=Future)
-    n_bytes: int = 0
-
-
-_Blocks = dict[Position, _Block]
-
-
-def _part(voxels: np.ndarray, box: Box, whole: Box) -> np.ndarray:
-    """Return the voxels of a box, all channels, out of those of a larger one."""
-    index: Any = (..., *box.relative_to(whole.start).slices)
-    found: np.ndarray = voxels[index]
-    return found
 
 
 class TileReader:
@@ -69,6 +53,8 @@ class TileReader:
     maxima : MaximumMap, optional
         What is known of the image's maxima: it is asked before a tile is looked at for signal, and
         learns from what is decoded.
+    by_index : bool
+        Whether tiles will be asked for in the order of their indices, not in the reader's `order`.
     """
 
     def __init__(
@@ -77,16 +63,15 @@ class TileReader:
         grid: TileGrid,
         kept_bytes: int = KEPT_BYTES,
         maxima: MaximumMap | None = None,
+        *,
+        by_index: bool = False,
     ) -> None:
+        self.by_index = by_index
         self.source = source
         self.grid = grid
         self.kept_bytes = kept_bytes
         self.maxima = maxima
         self._learns = maxima is not None and not maxima.is_complete
-        self._lock = threading.Lock()
-        self._blocks: _Blocks = {}
-        self._is_past = bytearray(grid.n_tiles)
-        self._reading: set[int] = set()
         self._turn = threading.Lock()
         self._n_threads = decode_threads()
 
@@ -125,16 +110,40 @@ class TileReader:
         return BlockGrid(self.grid.shape, block)
 
     @property
-    def _block_bytes(self) -> int:
-        return prod(self._grid.block) * self.source.voxel_bytes
+    def order(self) -> ReadingOrder:
+        """The order in which tiles should be asked for: about so, by any number of threads."""
+        return self._way[0]
 
-    @cached_property
+    @property
     def cost(self) -> ReadCost:
         """What reading all tiles takes."""
+        return self._way[1]
+
+    @cached_property
+    def _way(self) -> tuple[ReadingOrder, ReadCost]:
+        """How tiles are read, with half of the memory that is allowed if that is nearly as good."""
         if self.source.chunks is None or isinstance(self.source.stored.array, np.ndarray):
-            return held_cost(self.grid)
-        max_kept = self.kept_bytes if self.shares_blocks else 0
-        return read_cost(self.grid, self._grid.block, self._block_bytes, max_kept)
+            return ReadingOrder(self.grid), held_cost(self.grid)
+        if not self.shares_blocks:
+            return self._way_with(0)
+        half, whole = self._way_with(self.kept_bytes // 2), self._way_with(self.kept_bytes)
+        pays = whole[1].amplification < MUCH_LESS * half[1].amplification
+        return whole if pays else half
+
+    def _way_with(self, kept_bytes: int) -> tuple[ReadingOrder, ReadCost]:
+        order = ReadingOrder(self.grid)
+        if kept_bytes and not self.by_index:
+            n_kept = kept_bytes / self._block_bytes
+            order = ReadingOrder.keeping_least(self.grid, self._grid.block, n_kept)
+        return order, read_cost(order, self._grid.block, self._block_bytes, kept_bytes)
+
+    @cached_property
+    def _kept(self) -> KeptBlocks:
+        return KeptBlocks(self._grid, self.order, self.cost.max_kept_bytes)
+
+    @property
+    def _block_bytes(self) -> int:
+        return prod(self._grid.block) * self.source.voxel_bytes
 
     def read(self, tile: Tile, above: float | None = None) -> tuple[np.ndarray | None, int]:
         """Return the voxels a tile reads, and how many bytes of chunks were decoded for it.
@@ -156,7 +165,7 @@ class TileReader:
         is_signal = True if above is None else self._signal_on_map(tile, above)
         if not self.shares_blocks:
             return self._read_straight(tile, above, is_signal)
-        with self._reading_of(tile):
+        with self._kept.reading(tile):
             n_looked = 0
             if is_signal is None and above is not None:
                 is_signal, n_looked = self._look(tile, above)
@@ -164,8 +173,8 @@ class TileReader:
                 return None, n_looked
             voxels = self._memory_for(tile.read.shape)
             _, theirs, n_bytes = self._obtain(tile, self._grid.positions(tile.read), voxels)
-            for position, block in theirs.items():
-                self._copy(block.voxels.result(), self._grid.box(position), tile, voxels)
+            for block in theirs.values():
+                self._copy(block.voxels.result(), block.box, tile, voxels)
             return voxels, n_looked + n_bytes
 
     def is_signal(self, tile: Tile, above: float) -> bool:
@@ -175,7 +184,7 @@ class TileReader:
         """
         found = self._signal_on_map(tile, above)
         if self.shares_blocks:
-            with self._reading_of(tile):
+            with self._kept.reading(tile):
                 return self._look(tile, above)[0] if found is None else found
         if found is None:
             parts = self._open_parts(tile, above)
@@ -186,7 +195,7 @@ class TileReader:
         """Return whether the map says that a tile holds no signal; then it counts as read."""
         if self._signal_on_map(tile, above) is not False:
             return False
-        with self._reading_of(tile):
+        with self._kept.reading(tile):
             return True
 
     def signal_bounds(self, tile: Tile, above: float) -> Box | None:
@@ -223,32 +232,20 @@ class TileReader:
         parts = self._open_parts(tile, above)
         positions = {position for part in parts for position in self._grid.positions(part)}
         ours, theirs, n_bytes = self._obtain(tile, sorted(positions))
-        held = {at: block.voxels.result() for at, block in (ours | theirs).items()}
+        held = ours | theirs
+        for block in held.values():
+            block.voxels.result()
         found = self._signal_on_map(tile, above)
         if found is not None:
             return found, n_bytes
         for part in self._open_parts(tile, above):
             for position in self._grid.positions(part):
-                box = self._grid.box(position)
-                common = part.intersect(box)
-                if common and (_part(held[position], common, box) > above).any():
+                block = held[position]
+                common = part.intersect(self._grid.box(position))
+                voxels = block.voxels.result()
+                if common and (part_of(voxels, common, block.box) > above).any():
                     return True, n_bytes
         return False, n_bytes
-
-    @contextmanager
-    def _reading_of(self, tile: Tile) -> Iterator[None]:
-        """Note that a tile is being read, and afterwards that it has been."""
-        with self._lock:
-            if self._is_past[tile.index]:  # all tiles are read once more
-                self._is_past = bytearray(self.grid.n_tiles)
-            self._reading.add(tile.index)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._reading.discard(tile.index)
-                self._is_past[tile.index] = True
-                self._release(self.grid[tile.index])  # all of it, if a part was read
 
     def read_box(self, box: Box) -> tuple[np.ndarray, int]:
         """Return the voxels of any box, the caller's own, and bytes decoded; nothing is kept."""
@@ -256,17 +253,16 @@ class TileReader:
 
     def _obtain(
         self, tile: Tile, positions: Iterable[Position], voxels: np.ndarray | None = None
-    ) -> tuple[_Blocks, _Blocks, int]:
+    ) -> tuple[Blocks, Blocks, int]:
         """Decode the blocks that nobody has decoded yet, into a tile's voxels if they are given.
 
         Returns these blocks, those that somebody else decodes or has decoded, and bytes.
         """
-        with self._lock:
-            ours, theirs = self._claim(tile, positions)
+        ours, theirs = self._kept.claim(tile, positions)
         try:
-            return ours, theirs, self._decode_all(self._spans(list(ours)), tile, voxels)
+            return ours, theirs, self._decode_all(ours, tile, voxels)
         except BaseException as error:
-            self._give_up(ours, error)
+            self._kept.give_up(ours, error)
             raise
 
     @cached_property
@@ -286,26 +282,7 @@ class TileReader:
     def clear(self) -> None:
         """Drop all that is kept: no tile will be read for some time."""
         self._spare.clear()
-        with self._lock:
-            self._blocks = {p: b for p, b in self._blocks.items() if not b.voxels.done()}
-
-    def _claim(self, tile: Tile, positions: Iterable[Position]) -> tuple[_Blocks, _Blocks]:
-        """Return the blocks that nobody has decoded yet, and those that somebody has."""
-        ours, theirs = {}, {}
-        for position in positions:
-            block = self._blocks.get(position)
-            if block is None:
-                # A block that was given up and is decoded anew is for those still to come: the
-                # others would seem to need it soonest, and keep it for good.
-                readers = {
-                    i
-                    for i in self.grid.readers_of(self._grid.box(position))
-                    if not self._is_past[i] and (i >= tile.index or i in self._reading)
-                }
-                self._blocks[position] = ours[position] = _Block(readers)
-            else:
-                theirs[position] = block
-        return ours, theirs
+        self._kept.clear()
 
     def _spans(self, positions: list[Position]) -> list[Box]:
         """Return boxes of blocks to decode at once: zarr has a price for each call."""
@@ -313,20 +290,21 @@ class TileReader:
             return boxes_of(positions)
         return [Box(at, tuple([p + 1 for p in at])) for at in positions]
 
-    def _decode_all(self, spans: list[Box], tile: Tile, voxels: np.ndarray | None) -> int:
-        """Decode boxes of blocks; many side by side, and tile after tile.
+    def _decode_all(self, ours: Blocks, tile: Tile, voxels: np.ndarray | None) -> int:
+        """Decode blocks; many side by side, and tile after tile.
 
         Tiles that are decoded at the same time are all late; one after the other, by all cores
         together, the first is there soon.
         """
-        decode = partial(self._decode, tile=tile, voxels=voxels)
+        spans = self._spans(list(ours))
+        decode = partial(self._decode, ours, tile=tile, voxels=voxels)
         is_little = len(spans) * self._block_bytes < SIDE_BY_SIDE_BYTES
         if self.source.chunk_reader is None or is_little or self._n_threads == 1:
             return sum(map(decode, spans))
         with self._turn, ThreadPoolExecutor(self._n_threads, "patchworks-decode") as pool:
             return sum(pool.map(decode, spans))
 
-    def _decode(self, span: Box, tile: Tile, voxels: np.ndarray | None) -> int:
+    def _decode(self, ours: Blocks, span: Box, tile: Tile, voxels: np.ndarray | None) -> int:
         """Decode a box of blocks into a tile, and for the tiles that share them."""
         box = self._grid.voxels_of(span)
         found = self.source.read(box)
@@ -334,53 +312,15 @@ class TileReader:
         if voxels is not None:
             self._copy(found, box, tile, voxels)
         for position in product(*map(range, span.start, span.stop)):
-            block, part = self._blocks[position], self._grid.box(position)
-            inside = _part(found, part, box)
-            shared = len(block.readers - {tile.index}) > 0
-            block.n_bytes = inside.nbytes if shared else 0
-            is_whole = inside.base is None or inside.size == found.size
-            block.voxels.set_result(inside if is_whole or not shared else inside.copy())
+            inside = part_of(found, ours[position].box, box)
+            self._kept.fill(ours[position], tile, inside, is_part=inside.size < found.size)
         return self._bytes_of(box)
 
     def _copy(self, found: np.ndarray, box: Box, tile: Tile, voxels: np.ndarray) -> None:
         """Copy what a tile reads of a box."""
         common = tile.read.intersect(box)
         if common is not None:
-            _part(voxels, common, tile.read)[...] = _part(found, common, box)
-
-    def _give_up(self, ours: _Blocks, error: BaseException) -> None:
-        """Let those who wait for blocks that cannot be decoded fail as well."""
-        with self._lock:
-            for position, block in ours.items():
-                if not block.voxels.done():
-                    block.voxels.set_exception(error)
-                    del self._blocks[position]
-
-    def _release(self, tile: Tile) -> None:
-        """Note that a tile has been read, and drop what no tile, or only a late one, will read."""
-        for position in self._grid.positions(tile.read):
-            block = self._blocks.get(position)
-            if block is None:
-                continue
-            block.readers.discard(tile.index)
-            if not block.readers and block.voxels.done():
-                del self._blocks[position]
-        excess = sum(block.n_bytes for block in self._blocks.values()) - self.kept_bytes
-        if excess > 0:
-            self._evict(excess, min(self._reading, default=tile.index))
-
-    def _evict(self, excess: int, first: int) -> None:
-        """Drop what is needed latest by the tiles from `first` on."""
-        by_next_use = sorted(
-            ((min((i for i in b.readers if i >= first), default=self.grid.n_tiles), position, b))
-            for position, b in self._blocks.items()
-            if b.voxels.done()
-        )
-        for _, position, block in reversed(by_next_use):
-            if excess <= 0:
-                return
-            excess -= block.n_bytes
-            del self._blocks[position]
+            part_of(voxels, common, tile.read)[...] = part_of(found, common, box)
 
     def _bytes_of(self, box: Box) -> int:
         """Return the bytes of all chunks that hold voxels of a box."""

@@ -35,17 +35,13 @@ def small_boxes(draw, inside: Box) -> Box:
     return Box(tuple(start), tuple([min(a + n, stop) for a, n, stop in ends]))
 
 
-def holds(outer: Box, inner: Box) -> bool:
-    return outer.intersect(inner) == inner
-
-
 @laws
 @given(tiles_with_signal())
 def test_a_part_holds_two_halos_around_the_signal_and_lies_in_what_the_tile_reads(drawn):
     grid, tile, signal = drawn
     part = CropRule.of(grid).part(tile, signal)
-    assert holds(tile.read, part.read)
-    assert holds(part.read, signal.grow(tuple([2 * h for h in grid.halo]), tile.read))
+    assert tile.read.holds(part.read)
+    assert part.read.holds(signal.grow(tuple([2 * h for h in grid.halo]), tile.read))
     for axis, halo in enumerate(grid.halo):
         if halo == 0:
             assert part.read.shape[axis] == tile.read.shape[axis]
@@ -84,7 +80,7 @@ def test_what_is_known_to_be_within_reach_holds_the_part(drawn, data):
     reach = rule.reach(tile, bounds)
     if reach is not None:
         part = rule.part(tile, signal)
-        assert holds(reach, part.read)
+        assert reach.holds(part.read)
         assert part is not tile
         assert within(tile, reach).read == reach
 

@@ -40,6 +40,7 @@ def source(request, voxels, tmp_path: Path) -> ImageSource:
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     monkeypatch.setattr("patchworks.geometry.blocks.BLOCK_BYTES", 1024)
+    monkeypatch.setattr("patchworks.io.kept_blocks.BLOCK_BYTES", 1)
 
 
 GRIDS = [
@@ -66,10 +67,11 @@ def test_tiles_are_what_the_image_holds_there(source, voxels, grid, kept, n_thre
 def test_with_memory_enough_every_chunk_is_decoded_once(source, grid, n_threads):
     reader = TileReader(source, grid, 2**30)
     array = source.stored.array
+    tiles = reader.order.ordered(range(grid.n_tiles))
     with ThreadPoolExecutor(n_threads) as pool:
-        n_bytes = sum(pool.map(lambda i: reader.read(grid[i])[1], range(grid.n_tiles)))
+        n_bytes = sum(pool.map(lambda i: reader.read(grid[i])[1], tiles))
     assert n_bytes == prod(array.cdata_shape) * prod(array.chunks) * array.dtype.itemsize
-    assert not reader._blocks, "nothing is kept that no tile will read"
+    assert not reader._kept._blocks, "nothing is kept that no tile will read"
 
 
 def test_less_memory_means_more_decoding_and_never_more_than_without(source):
@@ -82,9 +84,29 @@ def test_less_memory_means_more_decoding_and_never_more_than_without(source):
 
 def bytes_decoded(source, grid, kept):
     reader = TileReader(source, grid, kept)
-    for tile in grid:
-        yield reader.read(tile)[1]
-        assert sum(b.n_bytes for b in reader._blocks.values()) <= kept
+    for index in reader.order.ordered(range(grid.n_tiles)):
+        yield reader.read(grid[index])[1]
+        assert sum(b.n_bytes for b in reader._kept._blocks.values()) <= kept
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_in_a_wide_image_little_is_kept_although_every_chunk_is_decoded_once(tmp_path, in_order):
+    """Column by column, and of chunks whose rest has been read only the halo of those to come."""
+    shape, chunks = (16, 64, 512), (8, 16, 32)
+    voxels = np.random.default_rng(2).integers(0, 60_000, shape).astype("uint16")
+    zarr.create_array(tmp_path / "image.zarr", data=voxels, chunks=chunks)
+    source = open_source(tmp_path / "image.zarr", channel=0, level=0)
+    grid = TileGrid.regular(shape, (8, 32, 64), (2, 2, 2))
+    reader = TileReader(source, grid, by_index=not in_order)
+    most = n_bytes = 0
+    for index in reader.order.ordered(range(grid.n_tiles)):
+        found, n_decoded = reader.read(grid[index])
+        np.testing.assert_array_equal(found, voxels[grid[index].read.slices])
+        n_bytes += n_decoded
+        most = max(most, sum(b.n_bytes for b in reader._kept._blocks.values()))
+    assert n_bytes == voxels.nbytes
+    assert most <= 1.1 * reader.cost.kept_bytes
+    assert most < voxels.nbytes / 6 if in_order else most > voxels.nbytes / 2
 
 
 def test_aligned_tiles_without_halo_are_read_straight(source, voxels):
@@ -184,7 +206,7 @@ def test_voxels_only_where_one_lies_above(data, known):
                 assert found is None
         if maxima is not None and reader.learns_all:
             assert_is_of(maxima, voxels)
-        assert not any(block.readers for block in reader._blocks.values())
+        assert not any(block.readers for block in reader._kept._blocks.values())
 
 
 @st.composite
