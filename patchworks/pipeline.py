@@ -317,7 +317,7 @@ def finish_regions(plan: RunPlan, regions: Sequence[int]) -> int:
         region = grid[index].core
         labels = gather_region(plan.stage, plan.spec.grid, relabeling, region)
         if labels is not None:
-            writer.write(region, labels.read)
+            writer.write(region, labels.read, labels.labelled)
         plan.stage.mark_region(index)
     return len(regions)
 

@@ -95,6 +95,26 @@ class PyramidPlan:
             tuple([ceil_div(b, f) for b, f in zip(region.stop, factors, strict=True)]),
         )
 
+    def fused_around(self, part: Box, region: Box) -> Box:
+        """Return what of a region has to be gone through for the labels of a part of it.
+
+        On the last two axes the part with whole cells of all fused levels; the region on the rest.
+        """
+        cells = self.cells_of(self.n_fused - 1, part.within(region))
+        factors = [f ** (self.n_fused - 1) for f in self.factor]
+        for axis in range(part.ndim - 2, part.ndim):
+            start, stop = [edge[axis] * factors[axis] for edge in (cells.start, cells.stop)]
+            region = region.on_axis(axis, start, min(stop, region.stop[axis]))
+        return region
+
+    def whole_chunks(self, level: int, part: Box, region: Box) -> Box:
+        """Return the box of `level` with all of its chunks that a part of a region makes."""
+        cells, chunk = self.cells_of(level, part), self.chunks[level]
+        return Box(
+            tuple([a // c * c for a, c in zip(cells.start, chunk, strict=True)]),
+            tuple([ceil_div(b, c) * c for b, c in zip(cells.stop, chunk, strict=True)]),
+        ).within(self.cells_of(level, region))
+
     def voxels_of(self, level: int, region: Box) -> Box:
         """Return the box of the level above that makes a region of `level`."""
         above = self.shapes[level - 1]

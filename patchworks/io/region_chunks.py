@@ -32,8 +32,16 @@ class RegionChunks:
         self.dtype = dtype
         self._memory = np.empty(0, dtype)
 
-    def begin(self, box: Box) -> None:
-        """Take the box of a region, which begins at a chunk, in place of the one before."""
+    def begin(self, box: Box, filled: Box | None = None) -> None:
+        """Take the box of a region in place of the one before.
+
+        Parameters
+        ----------
+        box : Box
+            Begins at a chunk.
+        filled : Box, optional
+            What of it is going to be put: by default all. The rest is 0.
+        """
         self.box = box
         self.n_chunks = tuple(map(ceil_div, box.shape, self.chunk))
         shape = (*self.n_chunks, *self.chunk)
@@ -42,8 +50,8 @@ class RegionChunks:
             self._memory = np.empty(size, self.dtype)
         self._chunks = self._memory[:size].reshape(shape)
         self.is_whole = all(n % c == 0 for n, c in zip(box.shape, self.chunk, strict=True))
-        if not self.is_whole:
-            self._chunks.fill(0)  # what lies beyond the end of the level
+        if not self.is_whole or filled not in (None, box):
+            self._chunks.fill(0)  # and what lies beyond the end of the level
 
     def put(self, box: Box, voxels: np.ndarray) -> None:
         """Put planes of the region where they belong.
@@ -51,7 +59,7 @@ class RegionChunks:
         Parameters
         ----------
         box : Box
-            All of the region on the last two axes, and within one chunk on the others.
+            Anything on the last two axes, and within one chunk on the others.
         voxels : numpy.ndarray
             Shape ``box.shape``.
         """
@@ -66,9 +74,9 @@ class RegionChunks:
             cut = voxels.reshape(*voxels.shape[:-2], ny // cy, cy, nx // cx, cx)
             target[...] = np.moveaxis(cut, (-4, -2), (0, 1))
             return
-        for iy, ix in np.ndindex(*self.n_chunks[-2:]):
-            part = voxels[..., iy * cy : (iy + 1) * cy, ix * cx : (ix + 1) * cx]
-            target[iy, ix][..., : min(cy, ny - iy * cy), : min(cx, nx - ix * cx)] = part
+        y, x = inner.start[-2:]
+        for (iy, of_y, to_y), (ix, of_x, to_x) in product(_pieces(y, ny, cy), _pieces(x, nx, cx)):
+            target[iy, ix][..., to_y, to_x] = voxels[..., of_y, of_x]
 
     def chunks(self) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
         """Yield the position of each chunk on the grid of chunks, and its voxels as stored."""
@@ -83,3 +91,11 @@ class RegionChunks:
         whole = [a * b for a, b in zip(self.n_chunks, self.chunk, strict=True)]
         found = self._chunks.transpose(order).reshape(whole)
         return found[tuple([slice(extent) for extent in self.box.shape])]
+
+
+def _pieces(start: int, n: int, chunk: int) -> Iterator[tuple[int, slice, slice]]:
+    """Yield the chunks that a stretch lies in: index, voxels of the stretch, and of the chunk."""
+    for index in range(start // chunk, ceil_div(start + n, chunk)):
+        first, last = max(start, index * chunk), min(start + n, (index + 1) * chunk)
+        within = slice(first - index * chunk, last - index * chunk)
+        yield index, slice(first - start, last - start), within

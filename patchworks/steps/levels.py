@@ -77,12 +77,24 @@ class RegionWriter:
             for chunk in levels.pyramid.chunks[: levels.pyramid.n_fused]
         ]
 
-    def write(self, region: Box, read: Read) -> None:
-        """Write a region, of which `read` gives the labels of any box."""
+    def write(self, region: Box, read: Read, labelled: Box | None = None) -> None:
+        """Write a region.
+
+        Parameters
+        ----------
+        region : Box
+            Of level 0.
+        read : callable
+            Gives the labels of any box of it.
+        labelled : Box, optional
+            All voxels with labels lie in it; what is empty around it is not gone through.
+        """
         pyramid, last = self.levels.pyramid, len(self.filled) - 1
+        part = region if labelled is None else pyramid.fused_around(labelled, region)
         for level, filled in enumerate(self.filled):
-            filled.begin(pyramid.cells_of(level, region))
-        for box in self._blocks(last, region):
+            chunks = pyramid.whole_chunks(level, part, region)
+            filled.begin(chunks, pyramid.cells_of(level, part))
+        for box in self._blocks(last, part):
             self._fill(last, box, read)
         for level, filled in enumerate(self.filled):
             self.levels.write_chunks(level, filled)

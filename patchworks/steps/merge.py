@@ -224,6 +224,11 @@ class RegionLabels:
     dtype: np.dtype
     parts: Sequence[tuple[Box, WholeLabels]]
 
+    @property
+    def labelled(self) -> Box:
+        """A box of the image that holds all voxels with labels."""
+        return Box.hull([part for part, _ in self.parts])
+
     def read(self, box: Box) -> np.ndarray:
         """Return the labels of a box of the image within the region, shape ``box.shape``."""
         out: np.ndarray | None = None
