@@ -104,10 +104,11 @@ def tile_process(
     sequential_labels : bool
         Accepted for clarity: labels are 1..N in any case.
     skip_empty, empty_threshold : bool, float
-        Leave out tiles that read no voxel above the threshold, halo included. By default it is
-        found in a sample of the image, between Otsu's threshold and the background's noise; in
-        doubt it is 0. What is learned of an image in a store is kept beside it, in
-        ``<store>.maxima``: the next run does not read empty tiles.
+        Leave out tiles that read no voxel above the threshold, halo included, and of the others
+        hand the function the part around their signal. By default the threshold is found in a
+        sample of the image, between Otsu's threshold and the background's noise; in doubt it is 0.
+        What is learned of an image in a store is kept beside it, in ``<store>.maxima``: the next
+        run does not read empty tiles.
     stage_dir : path, optional
         Folder for the stage, shared by all workers; by default beside the label image.
     keep_stage : bool
