@@ -74,29 +74,34 @@ class CropRule:
         signal : Box
             The least box around the signal in what the tile reads.
         """
-        near = self._around(signal, tile.read, 0)
-        axes = zip(near.shape, self.step, tile.read.shape, strict=True)
-        extents = [min(ceil_div(n, step) * step, whole) for n, step, whole in axes]
-        ends = zip(near.start, extents, tile.read.stop, strict=True)
-        start = tuple([min(a, stop - n) for a, n, stop in ends])
-        return within(tile, Box(start, tuple([a + n for a, n in zip(start, extents, strict=True)])))
+        return within(tile, self._rounded(self._around(signal, tile.read), tile.read))
 
     def reach(self, tile: Tile, bounds: Box) -> Box | None:
         """Return what holds any part that a tile may have, if its signal lies in `bounds`.
 
         None where that may be the whole tile.
         """
-        reach = self._around(bounds, tile.read, 1)
+        around = self._around(bounds, tile.read)
+        # A smaller box begins no earlier once it is rounded, and ends by less than a step later.
+        later = around.placed_at(tuple([step - 1 for step in self.step])).within(tile.read)
+        reach = Box(self._rounded(around, tile.read).start, later.stop)
         return reach if _is_little(reach, tile) else None
 
-    def _around(self, signal: Box, read: Box, n_steps: int) -> Box:
-        """Return two halos and some steps more than a box, clipped to what is read."""
-        rims = [2 * h + n_steps * step for h, step in zip(self.halo, self.step, strict=True)]
-        near = signal.grow(tuple(rims), read)
+    def _around(self, signal: Box, read: Box) -> Box:
+        """Return two halos more than a box, clipped to what is read."""
+        near = signal.grow(tuple([2 * halo for halo in self.halo]), read)
         for axis, halo in enumerate(self.halo):
             if not halo:
                 near = near.on_axis(axis, read.start[axis], read.stop[axis])
         return near
+
+    def _rounded(self, box: Box, read: Box) -> Box:
+        """Return a box with its extents rounded up to steps, moved so that it lies in `read`."""
+        axes = zip(box.shape, self.step, read.shape, strict=True)
+        extents = [min(ceil_div(n, step) * step, whole) for n, step, whole in axes]
+        ends = zip(box.start, extents, read.stop, strict=True)
+        start = tuple([min(a, stop - n) for a, n, stop in ends])
+        return Box(start, tuple([a + n for a, n in zip(start, extents, strict=True)]))
 
 
 def within(tile: Tile, box: Box) -> Tile:
