@@ -35,26 +35,27 @@ def signal_box(voxels: np.ndarray, above: float, ndim: int) -> Box | None:
     """
     box = Box.whole(voxels.shape[voxels.ndim - ndim :])
     for axis in range(ndim):
-        at = voxels.ndim - ndim + axis
         index: Any = (..., *box.slices)
-        left = voxels[index]
         step = ROW if axis == ndim - 1 else 1
-        first = _first(left, at, above, step)
-        if first is None:
+        found = _bounds(voxels[index], voxels.ndim - ndim + axis, above, step)
+        if found is None:
             return None
-        after = _first(np.flip(left, at), at, above, step)
-        assert after is not None
-        box = box.on_axis(axis, first, left.shape[at] - after)
+        box = box.on_axis(axis, *found)
     return box
 
 
-def _first(voxels: np.ndarray, axis: int, above: float, step: int) -> int | None:
-    """Return the first place on an axis where a voxel lies above a threshold."""
+def _bounds(voxels: np.ndarray, axis: int, above: float, step: int) -> tuple[int, int] | None:
+    """Return where on an axis voxels above a threshold begin and end; looks at `step` at a time."""
     others = tuple([a for a in range(voxels.ndim) if a != axis])
     layers = [slice(None)] * voxels.ndim
-    for start in range(0, voxels.shape[axis], step):
+
+    def places(start: int) -> np.ndarray:
         layers[axis] = slice(start, start + step)
-        is_above = largest_of(voxels[tuple(layers)], others) > above
-        if is_above.any():
-            return start + int(is_above.argmax())
-    return None
+        return start + np.flatnonzero(largest_of(voxels[tuple(layers)], others) > above)
+
+    starts = range(0, voxels.shape[axis], step)
+    lower = next((found for found in map(places, starts) if found.size), None)
+    if lower is None:
+        return None
+    upper = next(found for found in map(places, reversed(starts)) if found.size)
+    return int(lower[0]), int(upper[-1]) + 1
