@@ -34,8 +34,8 @@ class RunReport:
         What whoever uses the labels should know.
     n_bytes_decoded, n_bytes_needed : int
         Bytes of the image's chunks that were decoded for the tiles segmented now, and bytes of the
-        voxels of their cores, uncompressed. The quotient is the read amplification: 1.0 where every
-        chunk was decoded once.
+        voxels of their cores, as far as they were read, uncompressed. The quotient is the read
+        amplification: 1.0 where every chunk was decoded once, and all of it needed.
     function_s : float
         Seconds in the function, summed over its calls.
     n_workers : int

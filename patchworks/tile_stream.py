@@ -23,6 +23,7 @@ from patchworks.geometry.box import Box
 from patchworks.geometry.crops import within
 from patchworks.geometry.grid import Tile
 from patchworks.halving import Halving, VoxelLimit
+from patchworks.io.kept_blocks import part_of
 from patchworks.io.stage import Stage
 from patchworks.io.tile_reader import TileReader
 from patchworks.run import RunSpec
@@ -223,13 +224,15 @@ class TileWork:
         rule, above = self.spec.crops, self.spec.empty_threshold
         if rule is None or above is None:
             return read, voxels
-        signal = signal_box(voxels, above, tile.read.ndim)
+        # The map has learned from what was read. It spares looks, and changes nothing.
+        bounds = self.reader.signal_bounds(read, above) or read.read
+        signal = signal_box(part_of(voxels, bounds, read.read), above, tile.read.ndim)
         if signal is None:
             return read, voxels
-        part = rule.part(tile, signal.placed_at(read.read.start))
+        part = rule.part(tile, signal.placed_at(bounds.start))
         if part.read == read.read:
             return part, voxels
-        kept = _part_of(voxels, read.read, part.read)
+        kept = part_of(voxels, part.read, read.read).copy()
         self.reader.give_back(voxels)
         return part, kept
 
@@ -258,9 +261,9 @@ class TileWork:
             read = partial(self._read_anew, view)
             labels, view.n_halvings = self.halving.of_halves(part, read, found)
             return labels
-        part_of = partial(_part_of, voxels, part.read)
-        labels, view.n_halvings = self.halving.of_halves(part, part_of)
-        del part_of
+        copied = partial(_copy_of, voxels, part.read)
+        labels, view.n_halvings = self.halving.of_halves(part, copied)
+        del copied
         if is_unshared(voxels):
             self.reader.give_back(voxels)
         return labels
@@ -295,11 +298,9 @@ class TileWork:
         )
 
 
-def _part_of(voxels: np.ndarray, read: Box, box: Box) -> np.ndarray:
+def _copy_of(voxels: np.ndarray, read: Box, box: Box) -> np.ndarray:
     """Return what a tile has read of a box, the caller's own."""
-    index: tuple[Any, ...] = (..., *box.relative_to(read.start).slices)
-    part: np.ndarray = voxels[index]
-    return part.copy()
+    return part_of(voxels, box, read).copy()
 
 
 def is_unshared(array: np.ndarray) -> bool:
