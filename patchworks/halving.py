@@ -14,12 +14,11 @@ import threading
 from collections.abc import Callable
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from patchworks.errors import SegmenterError
 from patchworks.execution.out_of_memory import forget_frames, free_memory, ran_out_of_memory
 from patchworks.geometry.box import Box
+from patchworks.geometry.components import components
 from patchworks.geometry.grid import Tile
 from patchworks.geometry.halves import Cut, CutRule
 from patchworks.io.record import smallest_unsigned
@@ -209,8 +208,7 @@ class Halving:
         table = np.arange(n + 1, dtype=smallest_unsigned(n))
         if len(joins):
             ends = joins[:, 0] - 1, joins[:, 1] - 1 + n_lower
-            graph = coo_matrix((np.ones(len(joins), bool), ends), shape=(n, n))
-            table[1:] = connected_components(graph, directed=False)[1] + 1
+            table[1:] = components(ends[0], ends[1], n) + 1
         labels = np.empty(tile.read.shape, table.dtype)
         below = tile.read.on_axis(cut.axis, tile.read.start[cut.axis], cut.seam)
         above = tile.read.on_axis(cut.axis, cut.seam, tile.read.stop[cut.axis])

@@ -302,23 +302,46 @@ def begin_label_image(plan: RunPlan, relabeling: Relabeling) -> list[int]:
     return todo
 
 
-def finish_regions(plan: RunPlan, regions: Sequence[int]) -> int:
+class RegionFinisher:
+    """What writes regions of the label image that was begun, one after the other."""
+
+    def __init__(self, plan: RunPlan) -> None:
+        self.relabeling = Relabeling.load(plan.stage)
+        self.writer = levels.RegionWriter(plan.label_image(self.relabeling), pool_labels)
+
+
+def finish_regions(
+    plan: RunPlan, regions: Sequence[int], spare: list[RegionFinisher] | None = None
+) -> int:
     """Write regions of level 0, and of every level whose cells lie inside them.
 
     Those that are marked as written are left alone.
+
+    Parameters
+    ----------
+    plan : RunPlan
+        The run.
+    regions : sequence of int
+        Indices.
+    spare : list, optional
+        What has written other regions of this label image in this process, and will write more: its
+        memory is used again.
     """
-    relabeling = Relabeling.load(plan.stage)
-    image = plan.label_image(relabeling)
-    grid = image.pyramid.regions()
-    writer = levels.RegionWriter(image, pool_labels)
+    try:
+        finisher = (spare or []).pop()
+    except IndexError:
+        finisher = RegionFinisher(plan)
+    grid = plan.spec.pyramid.regions()
     for index in regions:
         if plan.stage.has_region(index):
             continue
         region = grid[index].core
-        labels = gather_region(plan.stage, plan.spec.grid, relabeling, region)
+        labels = gather_region(plan.stage, plan.spec.grid, finisher.relabeling, region)
         if labels is not None:
-            writer.write(region, labels.read, labels.labelled)
+            finisher.writer.write(region, labels.read, labels.labelled)
         plan.stage.mark_region(index)
+    if spare is not None:
+        spare.append(finisher)
     return len(regions)
 
 

@@ -310,6 +310,8 @@ class _Steps:
         with self.report.timed("merge"):
             todo = pipeline.begin_label_image(self.plan, relabeling)
             finish = self._of_plan(pipeline.finish_regions)
+            if not self.others.crosses_processes:
+                finish = partial(pipeline.finish_regions, self.plan, spare=[])
             for _ in self._each(finish, todo, "merge", "region", int):
                 pass
 

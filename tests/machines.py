@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import dask.system
 import psutil
 import pytest
 
@@ -46,5 +47,5 @@ def pretend(
         total=int(machine_gib * GIB), available=int(machine_gib * GIB)
     )
     patch.setattr(machine.psutil, "virtual_memory", lambda: whole)
-    patch.setattr(machine.dask.system, "cpu_count", lambda: n_cores)
+    patch.setattr(dask.system, "cpu_count", lambda: n_cores)
     FakeNvml(list(gpus)).install(patch)

@@ -10,8 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import dask.system
-
 from patchworks.errors import MissingExtraError
 
 try:
@@ -25,6 +23,8 @@ except ImportError as error:
 
 def available_cores() -> int:
     """Return the number of cores for this process, by its affinity and its container's quota."""
+    import dask.system  # late: it takes a while, and worker processes seldom ask
+
     return max(1, int(dask.system.cpu_count()))
 
 

@@ -28,6 +28,9 @@ the image ends. A segmenter that knows how far it looks can leave out what it ca
 
 An attribute `reach`, a number of voxels or one per axis of the labels, says how far that is: a run
 whose overlap is not more warns of it.
+
+What a segmenter of this package needs of SciPy it imports when it is called: worker processes that
+run another function are up sooner.
 """
 
 from patchworks.segmenters.blobs import Blobs, blobs

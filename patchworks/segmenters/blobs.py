@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from math import ceil, sqrt
 
 import numpy as np
-from scipy import ndimage
 
 from patchworks.errors import InputError
 from patchworks.run import finite_number
@@ -73,6 +72,8 @@ class Blobs:
         return climb(response, mask, is_top, tuple([ceil(d) for d in diameters]))
 
     def _mask(self, tile: np.ndarray) -> np.ndarray:
+        from scipy import ndimage
+
         value = otsu_threshold(tile) if self.threshold is None else self.threshold
         if self.smoothing:
             seen = tile.astype(np.float32)
@@ -107,6 +108,8 @@ def laplacian_response(tile: np.ndarray, sigma: tuple[float, ...]) -> tuple[np.n
     numpy.ndarray, numpy.ndarray
         Of the tile's shape, float32, in units of its intensity.
     """
+    from scipy import ndimage
+
     smooth = ndimage.gaussian_filter(tile.astype(np.float64), sigma, truncate=TRUNCATE)
     response = np.zeros(tile.shape)
     for axis, scale in enumerate(sigma):

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Literal, cast, get_args
 
 import numpy as np
-from scipy import ndimage
 
 from patchworks.errors import InputError
 from patchworks.run import finite_number
@@ -59,6 +58,8 @@ class Threshold:
 
     def segment_view(self, tile: np.ndarray, margins: tuple[tuple[int, int], ...]) -> np.ndarray:
         """Return the components, but for the rim of the halo where a mean lacks voxels."""
+        from scipy import ndimage
+
         reach = self.reach if isinstance(self.reach, tuple) else (self.reach,) * tile.ndim
         structure = ndimage.generate_binary_structure(tile.ndim, min(self.connectivity, tile.ndim))
         mask = hide_rims(self._mask(tile), margins, reach)
@@ -66,6 +67,8 @@ class Threshold:
         return cast(np.ndarray, labels)
 
     def _mask(self, tile: np.ndarray) -> np.ndarray:
+        from scipy import ndimage
+
         value = self.value
         if value is None and self.local is None:
             value = otsu_threshold(tile)
@@ -83,6 +86,8 @@ class Threshold:
         Summed in double precision and rounded: where all voxels are equal, it is just that. Each
         window is summed on its own: running sums would depend on where the tile begins.
         """
+        from scipy import ndimage
+
         widths = [int(w) for w in spread("threshold window", self.window, tile.ndim)]
         if self.local == "gaussian":
             radius = [width // 2 for width in widths]

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from patchworks.fingerprint import digest
 from patchworks.geometry.box import Box
+from patchworks.geometry.components import components
 from patchworks.geometry.grid import Tile, TileGrid, ceil_div
 from patchworks.io.stage import Stage
 from patchworks.io.staged_labels import PartLabels, StagedLabels, WholeLabels
@@ -126,7 +125,7 @@ def build_relabeling(
     ends = _nodes_of(parts, node_base)
     nodes, rank = _ranked(ends, int(node_base[-1]))
     del ends
-    component = _components(rank, len(nodes))
+    component = components(rank[0], rank[1], len(nodes))
     del rank
     n_in_tile = np.diff(np.searchsorted(nodes, node_base))
     tile = np.repeat(np.arange(len(n_nodes), dtype=np.int32), n_in_tile)
@@ -182,13 +181,6 @@ def _ranked(ends: np.ndarray, n_nodes: int) -> tuple[np.ndarray, np.ndarray]:
         lower = (np.uint64(1) << (node % WORD).astype(np.uint64)) - np.uint64(1)
         ranks[start : start + PART] = before[word] + np.bitwise_count(words[word] & lower)
     return nodes, rank
-
-
-def _components(rank: np.ndarray, n: int) -> np.ndarray:
-    """Return the component of each of `n` nodes, of which pairs are joined."""
-    graph = coo_matrix((np.ones(rank.shape[1], bool), (rank[0], rank[1])), shape=(n, n))
-    found: np.ndarray = connected_components(graph.tocsr(), directed=False)[1]
-    return found
 
 
 def _number(

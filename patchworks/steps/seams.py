@@ -13,9 +13,8 @@ from collections.abc import Callable, Mapping
 from itertools import product
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
+from patchworks.geometry.components import components
 from patchworks.geometry.seam import Contact, Plane, SeamPlan
 from patchworks.io.record import TileRecord
 
@@ -199,8 +198,7 @@ def split_into_pieces(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         edges.append(np.stack([run_a[met], run_b[met]]))
     a, b = np.concatenate(edges, 1) if edges else np.empty((2, 0), np.int64)
     n = len(label_of_run)
-    graph = coo_matrix((np.ones(len(a), bool), (a, b)), shape=(n, n))
-    _, component = connected_components(graph, directed=False)
+    component = components(a, b, n)
     inside = label_of_run > 0
     ids, first, rank = np.unique(component[inside], return_index=True, return_inverse=True)
     piece_of_run = np.zeros(n, np.int64)
