@@ -12,15 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from patchworks import tile_process
+from patchworks import occupancy, tile_process
 from patchworks.execution.executor import ThreadExecutor
 from patchworks.fingerprint import digest
 from patchworks.geometry.crops import N_STEPS
 from patchworks.geometry.grid import TileGrid
+from patchworks.pipeline import load_plan, save_plan, segment_tiles
 from patchworks.plan import RunOptions, plan_run
 from patchworks.report import RunReport
 from patchworks.run import RunSpec
-from patchworks.run_plan import run_plan
+from patchworks.run_plan import open_stage, run_plan
 from tests.stores import contents, ome_zarr
 from tests.strategies import generators
 
@@ -265,9 +266,36 @@ def noting(folder: Path):
     return noted
 
 
+def handed(folder: Path) -> list[str]:
+    """Return how many voxels a function made by `noting` was handed, call by call, in order."""
+    return sorted(path.name.split("-")[0] for path in folder.iterdir())
+
+
+def test_batches_whose_occupied_tiles_were_found_before_cut_alike(tmp_path):
+    """As in a flow: the plan does not say what is signal, the stage does."""
+    store = ome_zarr(tmp_path / "i.zarr", [DISC], chunks=(8, 64, 64))
+    run(store, noting(tmp_path / "run"), tmp_path / "run.zarr", True, **IN_TILES)
+    options = RunOptions(write_to=tmp_path / "flow.zarr", skip_empty=True, **IN_TILES)
+    plan = plan_run(store, noting(tmp_path / "flow"), options)
+    open_stage(plan)
+    tiles = range(plan.spec.grid.n_tiles)
+    found = occupancy.find_occupied(plan, THRESHOLD, tiles)
+    occupancy.save_occupancy(plan, THRESHOLD, [found])
+    save_plan(plan)
+    outcomes = segment_tiles(load_plan(str(plan.stage.root)), tiles)
+    assert sum(outcome.status == "empty" for outcome in outcomes) == 4
+    assert handed(tmp_path / "flow") == handed(tmp_path / "run")
+    whole = zarr.open_array(tmp_path / "run.zarr" / "0")
+    for tile in plan.spec.grid:
+        core = whole[tile.core.slices]
+        n_labels = plan.stage.read_counts(tile.index)[0]
+        labels = plan.stage.read_labels(tile.index).to_array() if n_labels else np.zeros(core.shape)
+        np.testing.assert_array_equal(labels > 0, core > 0)
+
+
 def test_worker_processes_cut_alike(tmp_path):
     store = ome_zarr(tmp_path / "i.zarr", [DISC], chunks=(8, 64, 64))
-    found, handed = {}, {}
+    found = {}
     for engine in ("threads", "processes"):
         tile_process(
             store, noting(tmp_path / engine), write_to=tmp_path / f"{engine}.zarr",
@@ -275,6 +303,5 @@ def test_worker_processes_cut_alike(tmp_path):
             engine=engine, **IN_TILES,
         )  # fmt: skip
         found[engine] = labels_of(tmp_path / f"{engine}.zarr")
-        handed[engine] = sorted(p.name.split("-")[0] for p in (tmp_path / engine).iterdir())
     assert found["processes"] == found["threads"] != {}
-    assert handed["processes"] == handed["threads"]
+    assert handed(tmp_path / "processes") == handed(tmp_path / "threads")
