@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -206,10 +207,14 @@ def _for_processes(plan: RunPlan) -> RunPlan:
 
 
 def _in_processes(plan: RunPlan, todo: list[int], processes: ProcessExecutor) -> Outcomes:
-    kept_bytes = plan.kept_bytes // processes.n_workers
-    plan = replace(plan, kept_bytes=kept_bytes)
+    yield from _in_batches(_saved(plan, processes), todo, processes)
+
+
+def _saved(plan: RunPlan, processes: ProcessExecutor) -> RunPlan:
+    """Return the plan for processes that share the memory, where they find it."""
+    plan = replace(plan, kept_bytes=plan.kept_bytes // processes.n_workers)
     pipeline.save_plan(plan)
-    yield from _in_batches(plan, todo, processes)
+    return plan
 
 
 def _watched(plan: RunPlan, todo: list[int], n_workers: int) -> Outcomes:
@@ -243,20 +248,25 @@ def _watched(plan: RunPlan, todo: list[int], n_workers: int) -> Outcomes:
 
 def _leaving(plan: RunPlan, threads: _Threads) -> Outcomes:
     """Go on in threads until worker processes are up, then in those."""
-    threads.recall.asked = True
+    threads.recall.ask()
     for outcome in threads.stream:
         yield [outcome]
     # Beside a function that holds the lock, the next lines would take ten times as long.
     with ProcessExecutor(threads.n_workers) as processes:
         processes.start()
-        elsewhere = _for_processes(plan)
+        elsewhere = _saved(_for_processes(plan), processes)
         threads = _Threads(plan, threads.left(), threads.n_workers)
         for outcome in threads.stream:
             yield [outcome]
-            threads.recall.asked = processes.is_ready
+            if processes.is_ready:
+                break
+        threads.recall.ask()
+        left = threads.left()
+        with ThreadPoolExecutor(1, thread_name_prefix="patchworks") as aside:
+            last = aside.submit(list, threads.stream)  # those that are at work
+            yield from _in_batches(elsewhere, left, processes)
+            yield last.result()
         plan.reader.clear()
-        if left := threads.left():
-            yield from _in_processes(elsewhere, left, processes)
 
 
 class _Threads:
@@ -271,7 +281,7 @@ class _Threads:
         )
 
     def left(self) -> list[int]:
-        """Return the tiles that were not segmented, once the stream has ended."""
+        """Return the tiles that are not segmented, and nobody is at, once they were asked back."""
         returned = [tile for group in self.recall.returned for tile in group]
         return [*returned, *self._todo]
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
+from threading import Thread
 from typing import Any, TypeVar
 
 from patchworks import occupancy, pipeline
@@ -25,6 +26,7 @@ from patchworks.execution.executor import (
 from patchworks.execution.machine import Memory, available_cores, return_free_memory
 from patchworks.execution.progress import Progress, say, with_progress
 from patchworks.fingerprint import remember_after_run
+from patchworks.geometry.components import preload
 from patchworks.io.run_lock import RunLock, lock_path_of
 from patchworks.io.stage import Stage
 from patchworks.lazy import make_readable
@@ -270,6 +272,7 @@ class _Steps:
             todo = order.ordered([i for i in range(self.report.n_tiles) if i not in done])
             self.report.n_reused += len(done)
             self.report.n_workers = self.executor.n_workers
+            Thread(target=preload, daemon=True, name="patchworks-preload").start()
             try:
                 for outcomes in self._segmented(todo):
                     self.report.count(outcomes)

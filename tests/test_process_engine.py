@@ -28,6 +28,14 @@ def held(monkeypatch):
     monkeypatch.setattr(engine.LockWatch, "is_held", property(lambda self: True))
 
 
+def test_what_a_worker_process_imports_is_little():
+    program = "import sys, patchworks.pipeline; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    roots = {name.split(".")[0] for name in done.stdout.split()}
+    assert {"numpy", "zarr"} <= roots
+    assert not {"scipy", "dask", "distributed", "pandas", "torch"} & roots
+
+
 def levels(place):
     return {name: held for name, held in contents(place).items() if "/c/" in name}
 

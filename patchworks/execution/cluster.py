@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dask.utils import parse_bytes
-
 from patchworks.errors import InputError
 from patchworks.execution.gpus import Gpu, most_free, visible_gpus
 from patchworks.execution.machine import Memory, available_cores
@@ -90,6 +88,8 @@ def _number_of_workers(n_workers: int | None, gpus: Sequence[Gpu], *, use_gpu: b
 
 def _limit_of_each(memory_limit: int | str | None, n_workers: int) -> int:
     """Return the memory of one worker: all limits together are no more than there is."""
+    from dask.utils import parse_bytes
+
     memory = Memory.of_this_process()
     if memory_limit is None:
         return max(1, memory.available_bytes // n_workers)

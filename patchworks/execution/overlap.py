@@ -51,13 +51,19 @@ class Recall(Generic[Item]):
     Parameters
     ----------
     asked : bool
-        Set it: no further item is computed, and what was taken and not computed is returned.
+        Whether they are: no further item is taken or computed.
     returned : list
-        Those.
+        What was taken and not computed.
     """
 
     asked: bool = False
     returned: list[Item] = field(default_factory=list)
+    take_back: Callable[[], None] = field(default=lambda: None, repr=False)
+
+    def ask(self) -> None:
+        """Ask; what comes back is in `returned` when this does. What is computed goes on."""
+        self.asked = True
+        self.take_back()
 
 
 def overlapped(
@@ -92,7 +98,8 @@ def overlapped(
     """
     n_ahead = n_ahead or io_threads(n_workers)
     chain = _Chain(items, read, compute, write, n_ahead, most_writes(n_workers))
-    chain.recall = recall or chain.recall
+    if recall is not None:
+        chain.recall, recall.take_back = recall, chain.return_reads
     n_threads = max(n_ahead, most_writes(n_workers))
     with ThreadPoolExecutor(n_threads, thread_name_prefix="patchworks-io") as aside:
         chain.begin(aside, n_workers)
@@ -148,7 +155,7 @@ class _Chain(Generic[Item, Read, Computed, Result]):
     def _fill(self) -> None:
         # What is being written takes memory as well: while much is, the disk is behind anyway.
         limit = max(1, self.limit - max(0, self.n_writing - 1))
-        while not self.stopped and len(self.reads) < limit:
+        while not self.stopped and not self.recall.asked and len(self.reads) < limit:
             try:
                 item = next(self.todo)
             except StopIteration:
@@ -159,8 +166,7 @@ class _Chain(Generic[Item, Read, Computed, Result]):
         """Return the item that was read first, and have another one read."""
         with self.lock:
             if self.recall.asked:
-                self.recall.returned += [item for item, _ in self.reads]
-                self._drop()
+                self._return()
                 return None
             if not self.reads:
                 self._fill()
@@ -170,6 +176,15 @@ class _Chain(Generic[Item, Read, Computed, Result]):
             if self.limit == self.n_ahead:
                 self._fill()
             return taken
+
+    def return_reads(self) -> None:
+        """Give back the items that are read, or being read."""
+        with self.lock:
+            self._return()
+
+    def _return(self) -> None:
+        self.recall.returned += [item for item, _ in self.reads]
+        self._drop()
 
     def results(self) -> Iterator[Future[Result]]:
         """Compute items in this thread; yield those that are written."""
@@ -206,7 +221,7 @@ class _Chain(Generic[Item, Read, Computed, Result]):
         self.room.release()
         with self.lock:
             self.n_writing -= 1
-            if self.limit == self.n_ahead and not self.recall.asked:
+            if self.limit == self.n_ahead:
                 self._fill()
 
     def stop(self) -> None:

@@ -5,6 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 
+def preload() -> None:
+    """Import what `components` needs, while there is other work to do."""
+    import scipy.sparse.csgraph  # noqa: F401
+
+
 def components(first: np.ndarray, second: np.ndarray, n: int) -> np.ndarray:
     """Return the component of each of `n` nodes, of which pairs belong together.
 

@@ -26,6 +26,10 @@ MOST_READERS = 8
 """Tiles still to read a block, up to which it is asked what they need of it."""
 
 
+LATE = 16
+"""Ranks by which a tile may come later than others: several threads take tiles in turn."""
+
+
 def part_of(voxels: np.ndarray, box: Box, whole: Box) -> np.ndarray:
     """Return the voxels of a box, all channels, out of those of a larger one."""
     index: Any = (..., *box.relative_to(whole.start).slices)
@@ -86,14 +90,16 @@ class KeptBlocks:
         self._blocks: Blocks = {}
         self._is_past = bytearray(order.grid.n_tiles)
         self._reading: set[int] = set()
+        self._front = 0
 
     @contextmanager
     def reading(self, tile: Tile) -> Iterator[None]:
         """Note that a tile is being read, and afterwards that it has been."""
         rank = self.order.rank(tile.index)
         with self._lock:
-            if self._is_past[rank]:  # all tiles are read once more
-                self._is_past = bytearray(len(self._is_past))
+            if self._is_past[rank] and self._begins_anew(rank):
+                self._is_past, self._front = bytearray(len(self._is_past)), 0
+            self._front = max(self._front, rank)
             self._reading.add(rank)
         try:
             yield
@@ -102,6 +108,10 @@ class KeptBlocks:
                 self._reading.discard(rank)
                 self._is_past[rank] = True
                 self._release(tile, rank)
+
+    def _begins_anew(self, rank: int) -> bool:
+        """Whether a tile that was read before is the first of another pass, not read once more."""
+        return rank < self._front - LATE or (rank < self._front and all(self._is_past))
 
     def claim(self, tile: Tile, positions: Iterable[Position]) -> tuple[Blocks, Blocks]:
         """Return the blocks that the caller is to decode, and those that somebody does, or has."""
@@ -117,13 +127,14 @@ class KeptBlocks:
             return ours, theirs
 
     def _readers(self, box: Box, own: int) -> set[int]:
-        """Return the ranks of the tiles that are still to read a block.
+        """Return the ranks of the tiles that are still to read a block, as far as is known.
 
-        A block that was given up and is decoded anew is for those still to come: the others would
-        seem to need it soonest, and keep it for good.
+        A tile far behind the one that is read was done before, and will not be read.
         """
         ranks = map(self.order.rank, self.order.grid.readers_of(box))
-        return {r for r in ranks if not self._is_past[r] and (r >= own or r in self._reading)}
+        return {
+            r for r in ranks if not self._is_past[r] and (r >= own - LATE or r in self._reading)
+        }
 
     def fill(self, block: Block, tile: Tile, voxels: np.ndarray, *, is_part: bool) -> None:
         """Give the voxels of a block that was decoded for a tile; what stays holds no more memory.

@@ -178,6 +178,13 @@ def ranked(
     return values, planes, len(ids)
 
 
+def _where_they_change(plane: np.ndarray) -> np.ndarray:
+    """Return the labels of a plane, each about once: far fewer to be noted than voxels."""
+    flat = plane.ravel()
+    ends = np.flatnonzero(flat[1:] != flat[:-1])
+    return np.append(flat.take(ends), flat[-1:])
+
+
 def _local_ids(
     values: np.ndarray, planes: Sequence[np.ndarray], largest: int
 ) -> tuple[np.ndarray, int, int]:
@@ -186,7 +193,7 @@ def _local_ids(
     owned[values] = True
     seen = np.zeros(largest + 1, bool)
     for plane in planes:
-        seen[plane] = True
+        seen[_where_they_change(plane)] = True
     owned[0] = seen[0] = False
     halo_only = seen & ~owned
     n_labels, n_halo = int(owned.sum()), int(halo_only.sum())

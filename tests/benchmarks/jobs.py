@@ -34,7 +34,7 @@ def above_400(tile: np.ndarray) -> np.ndarray:
 
 
 def compared(tile: np.ndarray) -> np.ndarray:
-    return (tile > 400).astype(np.int32)
+    return (tile > 400).view(np.uint8)
 
 
 def asleep(tile: np.ndarray) -> np.ndarray:
