@@ -19,7 +19,11 @@ def linked(slices, least=0.25):
         held = {}
         for b, mask in masks.items():
             partner = _best(scores, 1, b)
-            is_same = partner and partner[0] >= least and _best(scores, 0, partner[1][0]) == partner
+            is_same = (
+                partner
+                and float(partner[0]) >= least
+                and _best(scores, 0, partner[1][0]) == partner
+            )
             n += not is_same
             held[b] = (mask, before[partner[1][0]][1] if is_same else n)
             target[mask] = held[b][1]
