@@ -191,7 +191,8 @@ def segmented(
 def _in_batches(plan: RunPlan, todo: list[int], executor: Executor) -> Outcomes:
     """Segment in other processes, which read the plan from its stage."""
     segment = pipeline.FromStage(pipeline.segment_tiles, str(plan.stage.root))
-    batches = shrinking_batches(todo, executor.n_workers, executor.max_batches)
+    tiles = plan.reader.order.ordered(todo)  # that of processes which keep as much as this plan
+    batches = shrinking_batches(tiles, executor.n_workers, executor.max_batches)
     yield from executor.map(segment, batches)
 
 

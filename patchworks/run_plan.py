@@ -272,10 +272,13 @@ class _Steps:
             todo = order.ordered([i for i in range(self.report.n_tiles) if i not in done])
             self.report.n_reused += len(done)
             self.report.n_workers = self.executor.n_workers
-            Thread(target=preload, daemon=True, name="patchworks-preload").start()
+            # Not before the first tile, for which all wait.
+            aside = Thread(target=preload, daemon=True, name="patchworks-preload")
             try:
                 for outcomes in self._segmented(todo):
                     self.report.count(outcomes)
+                    if aside.ident is None:
+                        aside.start()
             finally:
                 if self.emptiness is not None and not self.emptiness.maxima.is_complete:
                     occupancy.stage_learned(self.plan, self.emptiness)

@@ -9,7 +9,6 @@ to come need it, within a budget; when that is spent, what is needed latest is d
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
@@ -28,6 +27,7 @@ from patchworks.io.kept_blocks import Blocks, KeptBlocks, part_of
 from patchworks.io.maximum_map import MaximumMap, largest_of
 from patchworks.io.read_cost import ReadCost, held_cost, read_cost
 from patchworks.io.spare_memory import SpareMemory
+from patchworks.io.turns import Turns
 
 KEPT_BYTES = 2**29
 """Decoded bytes kept for tiles that are still to be read, at most."""
@@ -72,7 +72,7 @@ class TileReader:
         self.kept_bytes = kept_bytes
         self.maxima = maxima
         self._learns = maxima is not None and not maxima.is_complete
-        self._turn = threading.Lock()
+        self._turns = Turns()
         self._n_threads = decode_threads()
 
     @cached_property
@@ -301,7 +301,8 @@ class TileReader:
         is_little = len(spans) * self._block_bytes < SIDE_BY_SIDE_BYTES
         if self.source.chunk_reader is None or is_little or self._n_threads == 1:
             return sum(map(decode, spans))
-        with self._turn, ThreadPoolExecutor(self._n_threads, "patchworks-decode") as pool:
+        turn = self._turns.of(self.order.rank(tile.index))
+        with turn, ThreadPoolExecutor(self._n_threads, "patchworks-decode") as pool:
             return sum(pool.map(decode, spans))
 
     def _decode(self, ours: Blocks, span: Box, tile: Tile, voxels: np.ndarray | None) -> int:
