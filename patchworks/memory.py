@@ -34,10 +34,11 @@ REGION_BYTES = 16
 PROCESS_BYTES = 2**28
 """What a worker process holds before it begins: the interpreter, and what is imported."""
 
-SLACK = 1 / 8
-"""Of chunks that are kept: what their allocator cannot give back between them."""
+SLACK = 1 / 2
+"""Of chunks that are kept: what their allocator cannot give back between them. Parts that are cut
+out of them lie among them, and each thread has a pool of memory of its own."""
 
-THREADS_BYTES = 2**25
+THREADS_BYTES = 2**26
 """What threads, buffers of files and the allocator's slack take beside the voxels."""
 
 SHARE = 0.8
