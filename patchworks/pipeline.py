@@ -20,7 +20,7 @@ import numpy as np
 
 from patchworks import emptiness
 from patchworks.errors import PatchworksError, Patience
-from patchworks.execution.machine import Memory, return_free_memory
+from patchworks.execution.machine import Memory, limit_pools, return_free_memory
 from patchworks.execution.overlap import Recall
 from patchworks.function_need import FunctionNeed
 from patchworks.halving import VoxelLimit
@@ -238,6 +238,7 @@ def segment_stream(
     recall : Recall, optional
         By which tiles that are not segmented yet are asked back, in groups.
     """
+    limit_pools()
     occupied = plan.stage.read_array(OCCUPANCY) if plan.spec.skip_empty else None
     work = TileWork(
         _with_known_threshold(plan),

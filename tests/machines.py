@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import dask.system
 import psutil
 import pytest
 
@@ -47,5 +47,6 @@ def pretend(
         total=int(machine_gib * GIB), available=int(machine_gib * GIB)
     )
     patch.setattr(machine.psutil, "virtual_memory", lambda: whole)
-    patch.setattr(dask.system, "cpu_count", lambda: n_cores)
+    patch.setattr(os, "cpu_count", lambda: n_cores)
+    patch.setattr(os, "sched_getaffinity", lambda _: set(range(n_cores)), raising=False)
     FakeNvml(list(gpus)).install(patch)

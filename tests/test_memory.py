@@ -91,6 +91,75 @@ def test_without_control_groups_the_machine_counts(tmp_path, monkeypatch):
     assert 0 < found.available_bytes <= found.limit_bytes
 
 
+QUOTAS = {
+    "the group itself": {"fs/cpu.max": "max 100000", "fs/a/b/cpu.max": "300000 100000"},
+    "the group around it": {"fs/a/cpu.max": "350000 100000", "fs/a/b/cpu.max": "max 100000"},
+    "the container's": {"fs/cpu.max": "300000 100000"},
+    "cgroup 1": {"fs/cpu/cpu.cfs_quota_us": "300000", "fs/cpu/cpu.cfs_period_us": "100000"},
+}
+
+
+@pytest.mark.parametrize("files", QUOTAS.values(), ids=QUOTAS)
+def test_quotas_of_all_control_groups_around_the_process_count(tmp_path, monkeypatch, files):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(32)), raising=False)
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path / "fs")
+    monkeypatch.setattr(machine, "OWN_CGROUP", tmp_path / "own")
+    assert machine.available_cores() == 32
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    (tmp_path / "own").write_text("0::/a/b\n")
+    assert machine.available_cores() == 3
+
+
+@pytest.mark.parametrize("quota", ["max", "50000"])
+def test_there_is_a_core_at_least(tmp_path, monkeypatch, quota):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5}, raising=False)
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path)
+    (tmp_path / "cpu.max").write_text(f"{quota} 100000\n")
+    assert machine.available_cores() == 1
+
+
+POOLS = """
+import re, sys, threading
+from patchworks.execution.machine import limit_pools
+
+if sys.argv[1] == "limited":
+    limit_pools()
+ready = threading.Barrier(33)
+
+def hold():
+    held = bytearray(100_000)
+    ready.wait()
+    ready.wait()
+
+threads = [threading.Thread(target=hold) for _ in range(32)]
+for thread in threads:
+    thread.start()
+ready.wait()
+# Each pool of glibc's is mapped as 64 MiB, aligned to as much, of which the beginning is in use.
+maps = re.findall(r"^([0-9a-f]+)-[0-9a-f]+ rw-p 0+ 00:00 0", open("/proc/self/maps").read(), re.M)
+print(sum(int(start, 16) % 2**26 == 0 for start in maps))
+ready.wait()
+"""
+
+
+def pools_of_32_threads(how: str, **more: str) -> int:
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2", **more}
+    child = [sys.executable, "-c", POOLS, how]
+    return int(subprocess.check_output(child, env=env, text=True))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_threads_share_few_pools_of_the_allocator():
+    as_it_is = pools_of_32_threads("free")
+    if as_it_is < 8:
+        pytest.skip("this allocator is not glibc's")
+    assert pools_of_32_threads("limited") <= 2
+    assert pools_of_32_threads("limited", MALLOC_ARENA_MAX="6") in (5, 6)
+
+
 def test_the_limit_of_a_dask_worker_counts():
     from distributed import Client, LocalCluster
 

@@ -26,7 +26,7 @@ from math import inf
 from patchworks.geometry.grid import TileGrid, ceil_div, index_of, place_of
 from patchworks.geometry.reuse import chunk_reuse
 
-WORTH = 0.9
+WORTH = 0.95
 """Another order than that of the indices decodes, or keeps, less than so much of what that does."""
 
 

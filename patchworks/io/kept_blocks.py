@@ -168,10 +168,32 @@ class KeptBlocks:
         with self._lock:
             self._blocks = {p: b for p, b in self._blocks.items() if not b.voxels.done()}
 
+    def make_room(self, tile: Tile, done: Iterable[Position], more_bytes: int) -> None:
+        """Drop blocks that a tile is done with, and as many others as make room for more.
+
+        Parameters
+        ----------
+        tile : Tile
+            One that is being read.
+        done : iterable of tuple of int
+            Positions of the blocks whose voxels it has.
+        more_bytes : int
+            What is about to be decoded for it.
+        """
+        rank = self.order.rank(tile.index)
+        with self._lock:
+            self._drop(done, rank)
+            self._limit_to(self.max_bytes - more_bytes, rank)
+
     def _release(self, tile: Tile, rank: int) -> None:
         """Note that a tile has been read, and drop what no tile, or only a late one, will read."""
         whole = self.order.grid[tile.index].read  # of which a part may have been read
-        for position in self.grid.positions(whole):
+        self._drop(self.grid.positions(whole), rank)
+        self._limit_to(self.max_bytes, rank)
+
+    def _drop(self, positions: Iterable[Position], rank: int) -> None:
+        """Drop what no tile but this one was still to read of blocks."""
+        for position in positions:
             block = self._blocks.get(position)
             if block is None:
                 continue
@@ -181,7 +203,10 @@ class KeptBlocks:
                     self._blocks[position] = self._trimmed(block)
                 else:
                     del self._blocks[position]
-        excess = sum([block.n_bytes for block in self._blocks.values()]) - self.max_bytes
+
+    def _limit_to(self, max_bytes: int, rank: int) -> None:
+        """Drop what only late tiles will read, as long as more than so much is kept."""
+        excess = sum([block.n_bytes for block in self._blocks.values()]) - max_bytes
         if excess > 0:
             self._evict(excess, min(self._reading, default=rank))
 

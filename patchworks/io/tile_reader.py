@@ -9,8 +9,9 @@ to come need it, within a budget; when that is spent, what is needed latest is d
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property, partial
 from itertools import product
 from math import prod
@@ -24,16 +25,20 @@ from patchworks.geometry.reading_order import ReadingOrder
 from patchworks.io.decode_threads import decode_threads
 from patchworks.io.image_source import ImageSource
 from patchworks.io.kept_blocks import Blocks, KeptBlocks, part_of
+from patchworks.io.lent_memory import LentMemory
 from patchworks.io.maximum_map import MaximumMap, largest_of
 from patchworks.io.read_cost import ReadCost, held_cost, read_cost
 from patchworks.io.spare_memory import SpareMemory
 from patchworks.io.turns import Turns
 
-KEPT_BYTES = 2**29
+KEPT_BYTES = 2**28
 """Decoded bytes kept for tiles that are still to be read, at most."""
 
 MUCH_LESS = 0.75
 """Twice the memory is taken to decode less than so much of what half of it takes."""
+
+SPARE_BYTES = 2**26
+"""Memory of decoded blocks that is kept to be used for others, at most."""
 
 SIDE_BY_SIDE_BYTES = 2**23
 """Blocks of a tile that together hold as much are decoded by several threads."""
@@ -172,10 +177,7 @@ class TileReader:
             if not is_signal:
                 return None, n_looked
             voxels = self._memory_for(tile.read.shape)
-            _, theirs, n_bytes = self._obtain(tile, self._grid.positions(tile.read), voxels)
-            for block in theirs.values():
-                self._copy(block.voxels.result(), block.box, tile, voxels)
-            return voxels, n_looked + n_bytes
+            return voxels, n_looked + self._fill(tile, voxels)
 
     def is_signal(self, tile: Tile, above: float) -> bool:
         """Return whether a voxel that a tile reads lies above a threshold.
@@ -251,16 +253,38 @@ class TileReader:
         """Return the voxels of any box, the caller's own, and bytes decoded; nothing is kept."""
         return self.source.read(box), self._bytes_of(box)
 
-    def _obtain(
-        self, tile: Tile, positions: Iterable[Position], voxels: np.ndarray | None = None
-    ) -> tuple[Blocks, Blocks, int]:
-        """Decode the blocks that nobody has decoded yet, into a tile's voxels if they are given.
+    def _fill(self, tile: Tile, voxels: np.ndarray) -> int:
+        """Fill in what a tile reads; returns the bytes that were decoded.
+
+        What is there goes first: what only waited for this tile has left before more is decoded.
+        """
+        ours, theirs = self._kept.claim(tile, self._grid.positions(tile.read))
+        there = [position for position, block in theirs.items() if block.voxels.done()]
+        with self._decoding(ours):
+            for position in there:
+                block = theirs.pop(position)
+                self._copy(block.voxels.result(), block.box, tile, voxels)
+                del block
+            self._kept.make_room(tile, there, len(ours) * self._block_bytes)
+            n_bytes = self._decode_all(ours, tile, voxels)
+        for block in theirs.values():
+            self._copy(block.voxels.result(), block.box, tile, voxels)
+        return n_bytes
+
+    def _obtain(self, tile: Tile, positions: Iterable[Position]) -> tuple[Blocks, Blocks, int]:
+        """Decode the blocks that nobody has decoded yet.
 
         Returns these blocks, those that somebody else decodes or has decoded, and bytes.
         """
         ours, theirs = self._kept.claim(tile, positions)
+        with self._decoding(ours):
+            return ours, theirs, self._decode_all(ours, tile, None)
+
+    @contextmanager
+    def _decoding(self, ours: Blocks) -> Iterator[None]:
+        """Let those who wait for blocks fail if they are not decoded here."""
         try:
-            return ours, theirs, self._decode_all(ours, tile, voxels)
+            yield
         except BaseException as error:
             self._kept.give_up(ours, error)
             raise
@@ -275,6 +299,17 @@ class TileReader:
     def _memory_for(self, shape: tuple[int, ...]) -> np.ndarray:
         return self._spare.take((*self.source.lead, *shape))
 
+    @cached_property
+    def _lent(self) -> LentMemory:
+        """Memory for blocks."""
+        return LentMemory(self._block_bytes, SPARE_BYTES // self._block_bytes)
+
+    def _memory_of_block(self, shape: tuple[int, ...]) -> np.ndarray | None:
+        """Return memory for a block, None for other boxes: at the image's end, several blocks."""
+        if self.source.chunk_reader is None or shape != self._grid.block:
+            return None
+        return self._lent.lend((*self.source.lead, *shape), self.source.dtype)
+
     def give_back(self, voxels: np.ndarray) -> None:
         """Take the memory of what `read` returned; nobody may use it any more."""
         self._spare.give_back(voxels)
@@ -283,6 +318,7 @@ class TileReader:
         """Drop all that is kept: no tile will be read for some time."""
         self._spare.clear()
         self._kept.clear()
+        self._lent.clear()
 
     def _spans(self, positions: list[Position]) -> list[Box]:
         """Return boxes of blocks to decode at once: zarr has a price for each call."""
@@ -308,7 +344,7 @@ class TileReader:
     def _decode(self, ours: Blocks, span: Box, tile: Tile, voxels: np.ndarray | None) -> int:
         """Decode a box of blocks into a tile, and for the tiles that share them."""
         box = self._grid.voxels_of(span)
-        found = self.source.read(box)
+        found = self.source.read(box, self._memory_of_block(box.shape))
         self._learn(box, found)
         if voxels is not None:
             self._copy(found, box, tile, voxels)

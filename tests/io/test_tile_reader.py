@@ -109,6 +109,28 @@ def test_in_a_wide_image_little_is_kept_although_every_chunk_is_decoded_once(tmp
     assert most < voxels.nbytes / 6 if in_order else most > voxels.nbytes / 2
 
 
+def test_room_is_made_before_more_is_decoded(tmp_path, monkeypatch):
+    shape, chunks, kept = (48, 64, 128), (8, 16, 32), 2**18
+    voxels = np.random.default_rng(3).integers(0, 60_000, shape).astype("uint16")
+    zarr.create_array(tmp_path / "image.zarr", data=voxels, chunks=chunks)
+    source = open_source(tmp_path / "image.zarr", channel=0, level=0)
+    grid = TileGrid.regular(shape, (16, 32, 64), (2, 2, 2))
+    reader = TileReader(source, grid, kept)
+    real, most = ImageSource.read, 0
+
+    def read(self, box, out=None):
+        nonlocal most
+        held = [b for b in reader._kept._blocks.values() if b.voxels.done()]
+        most = max(most, sum(b.voxels.result().nbytes for b in held))
+        return real(self, box, out)
+
+    monkeypatch.setattr(ImageSource, "read", read)
+    for index in range(grid.n_tiles):
+        tile = grid[index]
+        assert np.array_equal(reader.read(tile)[0], voxels[tile.read.slices])
+    assert kept / 2 < most <= kept
+
+
 def test_aligned_tiles_without_halo_are_read_straight(source, voxels):
     chunks = source.chunks
     reader = TileReader(source, TileGrid.regular(SHAPE, chunks, (0, 0, 0)))
@@ -121,10 +143,10 @@ def test_what_cannot_be_decoded_fails_for_every_tile_that_reads_it(source, monke
     reader = TileReader(source, grid, 2**30)
     real, broken = ImageSource.read, grid[0].core
 
-    def read(self, box):
+    def read(self, box, out=None):
         if box.intersect(broken) is not None:
             raise OSError("bad sector")
-        return real(self, box)
+        return real(self, box, out)
 
     monkeypatch.setattr(ImageSource, "read", read)
 
