@@ -35,11 +35,10 @@ took 5, labels that change at every voxel 9."""
 PROCESS_BYTES = 2**28
 """What a worker process holds before it begins: the interpreter, and what is imported."""
 
-SLACK = 1 / 2
-"""Of chunks that are kept: what their allocator cannot give back between them. Parts that are cut
-out of them lie among them, and each thread has a pool of memory of its own."""
+SLACK = 1 / 4
+"""Of chunks that are kept: what their allocator cannot give back between the parts of them."""
 
-THREADS_BYTES = 2**26
+THREADS_BYTES = 3 * 2**24
 """What threads, buffers of files and the allocator's slack take beside the voxels."""
 
 SHARE = 0.8
