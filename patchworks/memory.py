@@ -29,8 +29,8 @@ PLANES = 2
 """Planes of a seam that each of its two tiles keeps; while they are compared, as much again."""
 
 REGION_BYTES = 10
-"""Per voxel of a region in the last pass: labels, staged labels, levels, what is compressed. Objects
-took 5, labels that change at every voxel 9."""
+"""Per voxel of a region in the last pass: labels, staged labels, levels, what is compressed.
+Objects took 5, labels that change at every voxel 9."""
 
 PROCESS_BYTES = 2**28
 """What a worker process holds before it begins: the interpreter, and what is imported."""
