@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import statistics
 import subprocess
 import sys
 from dataclasses import replace
@@ -204,14 +206,17 @@ def noisy_image(path: Path, depth: int) -> Path:
 
 
 def peak_and_projection(folder: Path, depth: int) -> tuple[int, int]:
-    noisy_image(folder / f"{depth}.zarr", depth)
+    image, labels = folder / f"{depth}.zarr", folder / "labels.zarr"
+    if not image.exists():
+        noisy_image(image, depth)
     child = subprocess.run(
-        [sys.executable, "-c", CHILD, str(folder / f"{depth}.zarr"), str(folder / f"l{depth}")],
+        [sys.executable, "-c", CHILD, str(image), str(labels)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=True,
         capture_output=True,
         text=True,
     )
+    shutil.rmtree(labels)
     peak, projected = json.loads(child.stdout)
     return peak, projected
 
@@ -226,10 +231,15 @@ def test_the_measured_peak_stays_below_the_projection(tmp_path):
 @linux_only
 @pytest.mark.slow
 def test_a_larger_image_takes_no_more_memory(tmp_path):
-    small, large = (peak_and_projection(tmp_path, depth) for depth in (192, 1536))
-    print(small, large)
-    assert large[0] < 1.1 * small[0]
-    assert large[0] <= large[1]
+    found: dict[int, list[int]] = {192: [], 1536: []}
+    for _ in range(3):  # how many tiles are under way at a time, at most, is chance
+        for depth, peaks in found.items():
+            peak, projected = peak_and_projection(tmp_path, depth)
+            assert peak <= projected
+            peaks.append(peak)
+    print(found)
+    small, large = map(statistics.median, found.values())
+    assert large < 1.1 * small
 
 
 @linux_only

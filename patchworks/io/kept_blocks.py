@@ -21,6 +21,7 @@ from patchworks.geometry.box import Box
 from patchworks.geometry.grid import Tile
 from patchworks.geometry.reading_order import ReadingOrder
 from patchworks.geometry.reuse import TRIMMED
+from patchworks.io.lent_memory import LentMemory
 
 MOST_READERS = 8
 """Tiles still to read a block, up to which it is asked what they need of it."""
@@ -58,9 +59,9 @@ class Block:
     voxels: Future[np.ndarray] = field(default_factory=Future)
     n_bytes: int = 0
 
-    def cut(self, box: Box) -> Block:
+    def cut(self, box: Box, memory: LentMemory) -> Block:
         """Return a part of a decoded block, in memory of its own."""
-        voxels = part_of(self.voxels.result(), box, self.box).copy()
+        voxels = memory.copy_of(part_of(self.voxels.result(), box, self.box))
         found = Block(box, self.readers, n_bytes=voxels.nbytes)
         found.voxels.set_result(voxels)
         return found
@@ -80,12 +81,17 @@ class KeptBlocks:
         The tiles, and about in which order they are read.
     max_bytes : int
         Decoded bytes to keep at most.
+    memory : LentMemory
+        For parts of blocks.
     """
 
-    def __init__(self, grid: BlockGrid, order: ReadingOrder, max_bytes: int) -> None:
+    def __init__(
+        self, grid: BlockGrid, order: ReadingOrder, max_bytes: int, memory: LentMemory
+    ) -> None:
         self.grid = grid
         self.order = order
         self.max_bytes = max_bytes
+        self.memory = memory
         self._lock = threading.Lock()
         self._blocks: Blocks = {}
         self._is_past = bytearray(order.grid.n_tiles)
@@ -152,7 +158,7 @@ class KeptBlocks:
         """
         is_shared = len(block.readers - {self.order.rank(tile.index)}) > 0
         block.n_bytes = voxels.nbytes if is_shared else 0
-        block.voxels.set_result(voxels.copy() if is_part and is_shared else voxels)
+        block.voxels.set_result(self.memory.copy_of(voxels) if is_part and is_shared else voxels)
 
     def give_up(self, ours: Blocks, error: BaseException) -> None:
         """Let those who wait for blocks that cannot be decoded fail as well."""
@@ -220,7 +226,7 @@ class KeptBlocks:
         grid = self.order.grid
         needed = [grid[self.order.index(rank)].read.within(block.box) for rank in block.readers]
         box = Box.hull(needed)
-        return block.cut(box) if box.size <= TRIMMED * block.box.size else block
+        return block.cut(box, self.memory) if box.size <= TRIMMED * block.box.size else block
 
     def _evict(self, excess: int, first: int) -> None:
         """Drop what is needed latest by the tiles from rank `first` on."""

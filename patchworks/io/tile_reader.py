@@ -31,7 +31,7 @@ from patchworks.io.read_cost import ReadCost, held_cost, read_cost
 from patchworks.io.spare_memory import SpareMemory
 from patchworks.io.turns import Turns
 
-KEPT_BYTES = 2**28
+KEPT_BYTES = 7 * 2**25
 """Decoded bytes kept for tiles that are still to be read, at most."""
 
 MUCH_LESS = 0.75
@@ -144,7 +144,7 @@ class TileReader:
 
     @cached_property
     def _kept(self) -> KeptBlocks:
-        return KeptBlocks(self._grid, self.order, self.cost.max_kept_bytes)
+        return KeptBlocks(self._grid, self.order, self.cost.max_kept_bytes, self._lent)
 
     @property
     def _block_bytes(self) -> int:
@@ -302,11 +302,11 @@ class TileReader:
     @cached_property
     def _lent(self) -> LentMemory:
         """Memory for blocks."""
-        return LentMemory(self._block_bytes, SPARE_BYTES // self._block_bytes)
+        return LentMemory(SPARE_BYTES)
 
     def _memory_of_block(self, shape: tuple[int, ...]) -> np.ndarray | None:
-        """Return memory for a block, None for other boxes: at the image's end, several blocks."""
-        if self.source.chunk_reader is None or shape != self._grid.block:
+        """Return memory for a block, where what reads it decodes straight into it."""
+        if self.source.chunk_reader is None:
             return None
         return self._lent.lend((*self.source.lead, *shape), self.source.dtype)
 
