@@ -20,7 +20,7 @@ import numpy as np
 
 from patchworks import emptiness
 from patchworks.errors import PatchworksError, Patience
-from patchworks.execution.machine import Memory, limit_pools, return_free_memory
+from patchworks.execution.machine import Memory, available_cores, limit_pools, return_free_memory
 from patchworks.execution.overlap import Recall
 from patchworks.function_need import FunctionNeed
 from patchworks.halving import VoxelLimit
@@ -105,7 +105,10 @@ class RunPlan:
         share = Memory.of_this_process().limit_bytes // 8  # of a small worker
         known = emptiness.staged_map(self.stage, self.source) if self.spec.skip_empty else None
         kept_bytes = min(self.kept_bytes, share)
-        return TileReader(self.source, self.spec.grid, kept_bytes, known, by_index=self.by_index)
+        by_index, n_cores = self.by_index, available_cores()
+        return TileReader(
+            self.source, self.spec.grid, kept_bytes, known, by_index=by_index, n_cores=n_cores
+        )
 
     @cached_property
     def limit(self) -> VoxelLimit:

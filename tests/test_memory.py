@@ -102,7 +102,8 @@ QUOTAS = {
 
 
 @pytest.mark.parametrize("files", QUOTAS.values(), ids=QUOTAS)
-def test_quotas_of_all_control_groups_around_the_process_count(tmp_path, monkeypatch, files):
+def test_quotas_of_all_control_groups_around_the_process_count(tmp_path, monkeypatch, files, plan):
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(32)), raising=False)
     monkeypatch.setattr(machine, "CGROUPS", tmp_path / "fs")
@@ -113,6 +114,7 @@ def test_quotas_of_all_control_groups_around_the_process_count(tmp_path, monkeyp
         (tmp_path / name).write_text(text + "\n")
     (tmp_path / "own").write_text("0::/a/b\n")
     assert machine.available_cores() == 3
+    assert replace(plan).reader.n_threads == 3
 
 
 @pytest.mark.parametrize("quota", ["max", "50000"])

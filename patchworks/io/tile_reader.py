@@ -60,6 +60,8 @@ class TileReader:
         learns from what is decoded.
     by_index : bool
         Whether tiles will be asked for in the order of their indices, not in the reader's `order`.
+    n_cores : int, optional
+        Cores that this process may use; the machine's by default.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class TileReader:
         maxima: MaximumMap | None = None,
         *,
         by_index: bool = False,
+        n_cores: int | None = None,
     ) -> None:
         self.by_index = by_index
         self.source = source
@@ -78,7 +81,7 @@ class TileReader:
         self.maxima = maxima
         self._learns = maxima is not None and not maxima.is_complete
         self._turns = Turns()
-        self._n_threads = decode_threads()
+        self.n_threads = decode_threads(n_cores)
 
     @cached_property
     def shares_blocks(self) -> bool:
@@ -335,10 +338,10 @@ class TileReader:
         spans = self._spans(list(ours))
         decode = partial(self._decode, ours, tile=tile, voxels=voxels)
         is_little = len(spans) * self._block_bytes < SIDE_BY_SIDE_BYTES
-        if self.source.chunk_reader is None or is_little or self._n_threads == 1:
+        if self.source.chunk_reader is None or is_little or self.n_threads == 1:
             return sum(map(decode, spans))
         turn = self._turns.of(self.order.rank(tile.index))
-        with turn, ThreadPoolExecutor(self._n_threads, "patchworks-decode") as pool:
+        with turn, ThreadPoolExecutor(self.n_threads, "patchworks-decode") as pool:
             return sum(pool.map(decode, spans))
 
     def _decode(self, ours: Blocks, span: Box, tile: Tile, voxels: np.ndarray | None) -> int:

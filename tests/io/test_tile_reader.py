@@ -317,3 +317,4 @@ def test_a_worker_decodes_with_its_share_of_the_cores(monkeypatch, told, most):
     monkeypatch.setenv("OMP_NUM_THREADS", told)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     assert decode_threads() == most
+    assert decode_threads(3) == min(most, 3)
