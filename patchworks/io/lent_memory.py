@@ -18,7 +18,7 @@ class LentMemory:
 
     It comes from the operating system, not from the allocator: pieces of megabytes, which that
     hands out and takes back among small ones, leave gaps that nothing fits. Of what it held after
-    forty seconds of a run, two fifths were such gaps.
+    forty seconds of a run, half were such gaps.
 
     Parameters
     ----------
