@@ -174,19 +174,6 @@ class KeptBlocks:
         with self._lock:
             self._blocks = {p: b for p, b in self._blocks.items() if not b.voxels.done()}
 
-    def release(self, tile: Tile, done: Iterable[Position]) -> None:
-        """Drop blocks that a tile is done with, or keep what other tiles need of them.
-
-        Parameters
-        ----------
-        tile : Tile
-            One that is being read.
-        done : iterable of tuple of int
-            Positions of the blocks whose voxels it has.
-        """
-        with self._lock:
-            self._drop(done, self.order.rank(tile.index))
-
     def make_room(self, tile: Tile, done: Iterable[Position], more_bytes: int) -> None:
         """Drop blocks that a tile is done with, and as many others as make room for more.
 

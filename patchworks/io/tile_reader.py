@@ -351,14 +351,9 @@ class TileReader:
         self._learn(box, found)
         if voxels is not None:
             self._copy(found, box, tile, voxels)
-        positions = list(product(*map(range, span.start, span.stop)))
-        for position in positions:
+        for position in product(*map(range, span.start, span.stop)):
             inside = part_of(found, ours[position].box, box)
             self._kept.fill(ours[position], tile, inside, is_part=inside.size < found.size)
-        if voxels is not None:  # their memory may be that of the next ones
-            self._kept.release(tile, positions)
-            for position in positions:
-                del ours[position]
         return self._bytes_of(box)
 
     def _copy(self, found: np.ndarray, box: Box, tile: Tile, voxels: np.ndarray) -> None:

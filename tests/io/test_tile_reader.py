@@ -18,7 +18,6 @@ from patchworks.geometry.blocks import BLOCK_BYTES, block_shape, boxes_of
 from patchworks.geometry.box import Box
 from patchworks.geometry.box_grid import BoxGrid
 from patchworks.geometry.grid import Tile, TileGrid
-from patchworks.io import lent_memory
 from patchworks.io.image_source import ImageSource
 from patchworks.io.maximum_map import MaximumMap, largest_of
 from patchworks.io.source import open_source
@@ -130,24 +129,6 @@ def test_room_is_made_before_more_is_decoded(tmp_path, monkeypatch):
         tile = grid[index]
         assert np.array_equal(reader.read(tile)[0], voxels[tile.read.slices])
     assert kept / 2 < most <= kept
-
-
-def test_what_a_tile_alone_reads_takes_the_memory_of_one_chunk(tmp_path, monkeypatch):
-    """Of 24 chunks of the first tile 8 are kept, of 8 an eighth; 8 only pass through."""
-    voxels = np.random.default_rng(4).integers(0, 60_000, (64, 512, 512)).astype("uint16")
-    zarr.create_array(tmp_path / "image.zarr", data=voxels, chunks=(32, 128, 128))
-    source = open_source(tmp_path / "image.zarr", channel=0, level=0)
-    grid = TileGrid.regular(voxels.shape, (64, 512, 256), (0, 0, 16))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    reader, real, taken = TileReader(source, grid), lent_memory._from_system, []
-
-    def counted(n_bytes):
-        taken.append(n_bytes)
-        return real(n_bytes)
-
-    monkeypatch.setattr(lent_memory, "_from_system", counted)
-    assert np.array_equal(reader.read(grid[0])[0], voxels[grid[0].read.slices])
-    assert 9 * 2**20 <= sum(taken) <= 12 * 2**20
 
 
 def test_aligned_tiles_without_halo_are_read_straight(source, voxels):
