@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from patchworks.geometry.grid import ceil_div
+
 LEAST_BYTES = 2**16
 """Smaller arrays are made by NumPy: they fit in anywhere."""
 
@@ -54,7 +56,7 @@ class LentMemory:
         n_bytes = prod(shape) * dtype.itemsize
         if n_bytes < LEAST_BYTES:
             return np.empty(shape, dtype)
-        size = -(-n_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        size = ceil_div(n_bytes, mmap.PAGESIZE) * mmap.PAGESIZE
         pieces = self._spare.pop(size, [])
         self._spare[size] = pieces
         try:
