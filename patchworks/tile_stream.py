@@ -24,6 +24,7 @@ from patchworks.geometry.crops import within
 from patchworks.geometry.grid import Tile
 from patchworks.halving import Halving, VoxelLimit
 from patchworks.io.kept_blocks import part_of
+from patchworks.io.lent_memory import is_lent
 from patchworks.io.stage import Stage
 from patchworks.io.tile_reader import TileReader
 from patchworks.run import RunSpec
@@ -232,9 +233,7 @@ class TileWork:
         part = rule.part(tile, signal.placed_at(bounds.start))
         if part.read == read.read:
             return part, voxels
-        kept = part_of(voxels, part.read, read.read).copy()
-        self.reader.give_back(voxels)
-        return part, kept
+        return part, self.reader.copy_of(part_of(voxels, part.read, read.read))
 
     def _segment(self, view: _View) -> _View:
         if view.voxels is not None:
@@ -253,19 +252,13 @@ class TileWork:
         if self.halving.allows(part):
             found = self.halving.attempt(voxels, part)
             if isinstance(found, np.ndarray):
-                if is_unshared(voxels):  # the function keeps nothing of it, nor are labels in it
-                    self.reader.give_back(voxels)
                 return found
             del voxels  # the function may have changed them: they are read anew, half by half
             free_memory()
             read = partial(self._read_anew, view)
             labels, view.n_halvings = self.halving.of_halves(part, read, found)
             return labels
-        copied = partial(_copy_of, voxels, part.read)
-        labels, view.n_halvings = self.halving.of_halves(part, copied)
-        del copied
-        if is_unshared(voxels):
-            self.reader.give_back(voxels)
+        labels, view.n_halvings = self.halving.of_halves(part, partial(_copy_of, voxels, part.read))
         return labels
 
     def _read_anew(self, view: _View, box: Box) -> np.ndarray:
@@ -282,8 +275,6 @@ class TileWork:
             name = name_of(self.segmenter)
             seams, part = self.spec.seams, view.part
             view.n_labels = stage_tile(stage, seams, tile, labels, name, part).n_labels
-            if is_unshared(labels):  # they may be the voxels
-                self.reader.give_back(labels)
         elif view.status == "empty":
             stage_empty_tile(stage, tile)
         return TileOutcome(
@@ -317,16 +308,21 @@ def is_unshared(array: np.ndarray) -> bool:
     (False, True)
     """
     own, owner = _references(array)
-    most_own, most_owner = _FRESH[array.base is None]
+    most_own, most_owner = _FRESH[_owner_of(array) is array]
     return own <= most_own and owner <= most_owner
 
 
 def _references(array: np.ndarray) -> tuple[float, float]:
-    own = sys.getrefcount(array)
-    owner = array
-    while isinstance(owner.base, np.ndarray):
-        owner = owner.base
-    return own, sys.getrefcount(owner) if owner.base is None else inf
+    own, owner = sys.getrefcount(array), _owner_of(array)
+    return own, inf if owner is None else sys.getrefcount(owner)
+
+
+def _owner_of(array: np.ndarray) -> np.ndarray | None:
+    """Return the array that every view of the same memory refers to, if there is one."""
+    base: Any = array.base
+    while isinstance(base, np.ndarray):
+        array, base = base, base.base
+    return array if base is None or is_lent(array) else None
 
 
 def _of_fresh(array: np.ndarray) -> tuple[float, float]:

@@ -75,7 +75,6 @@ def test_all_is_read_into_one_array_and_each_chunk_decoded_once(store):
     for tile in grid:
         voxels, n_bytes = reader.read(tile)
         assert np.array_equal(voxels, IMAGE[[2, 0]][:, *tile.read.slices])
-        reader.give_back(voxels)
         n_decoded += n_bytes
     chunks = source.stored.array.chunks
     per_chunk = chunks[source.channel_axis]

@@ -6,6 +6,7 @@ import zarr
 
 from patchworks import tile_process
 from patchworks.geometry.grid import TileGrid
+from patchworks.io.lent_memory import LentMemory
 from patchworks.io.source import open_source
 from patchworks.io.tile_reader import TileReader
 from patchworks.tile_stream import is_unshared
@@ -133,26 +134,61 @@ def test_labels_that_are_the_tile_itself_are_not_written_over(image, tmp_path):
     np.testing.assert_array_equal(found.compute() > 0, image[1] > 0)
 
 
-def test_memory_of_voxels_is_used_again(image):
-    reader = TileReader(
-        open_source(image[0], channel=0, level=0), TileGrid.regular((60, 60), (20, 20), (4, 4))
-    )
+@pytest.fixture
+def wide(tmp_path):
+    """Return an image of tiles that are large enough for memory from the system."""
+    voxels = np.random.default_rng(0).integers(0, 9, (600, 600)).astype("uint16")
+    zarr.create_array(tmp_path / "wide.zarr", data=voxels, chunks=(200, 200))
+    grid = TileGrid.regular(voxels.shape, (200, 200), (4, 4))
+    return TileReader(open_source(tmp_path / "wide.zarr", channel=0, level=0), grid), voxels
+
+
+def test_memory_of_voxels_is_used_again(wide):
+    reader, image = wide
     first, _ = reader.read(reader.grid[4])
-    memory = first.base
-    reader.give_back(first)
+    address = first.ctypes.data
+    first.flags.writeable = False
+    del first
+    second, _ = reader.read(reader.grid[0])
+    assert second.ctypes.data == address
+    second[...] = second[::-1]
+    assert second.base is not None
+    third, _ = reader.read(reader.grid[4])
+    assert not np.shares_memory(second, third)
+    np.testing.assert_array_equal(third, image[reader.grid[4].read.slices])
+
+
+def test_a_copy_of_a_part_lies_in_memory_of_tiles(wide):
+    reader, _ = wide
+    first, _ = reader.read(reader.grid[4])
+    part = reader.copy_of(first[10:20, :50])
+    np.testing.assert_array_equal(part, first[10:20, :50])
+    address = part.ctypes.data
+    del part
     second, _ = reader.read(reader.grid[5])
-    assert second.base is memory
-    np.testing.assert_array_equal(second, image[1][reader.grid[5].read.slices])
+    assert second.ctypes.data == address
 
 
-def test_memory_that_cannot_be_written_is_not_used_again(image):
-    reader = TileReader(
-        open_source(image[0], channel=0, level=0), TileGrid.regular((60, 60), (20, 20), (4, 4))
-    )
-    voxels, _ = reader.read(reader.grid[4])
-    voxels.base.flags.writeable = False
-    reader.give_back(voxels)
-    reader.give_back(np.zeros((28, 28), "uint8"))
-    again, _ = reader.read(reader.grid[4])
-    assert again.base is not voxels.base
-    np.testing.assert_array_equal(again, image[1][reader.grid[4].read.slices])
+def test_nothing_is_kept_once_all_tiles_have_been_read(wide):
+    reader, _ = wide
+    for _ in range(2):
+        held = [reader.read(tile)[0] for tile in reader.grid]
+        assert held.pop() is not None
+        del held[:]
+        assert reader._tile_memory.spare_bytes == reader._block_memory.spare_bytes == 0
+
+
+@pytest.mark.parametrize("shape", [(2**16,), (4, 2**14), (2,)], ids=str)
+def test_whether_lent_memory_is_shared_is_told_like_that_of_other_arrays(shape):
+    memory = LentMemory(2**20)
+    lent = memory.lend(shape, np.dtype("u2"))
+    assert is_unshared(lent)
+    view = lent[:1]
+    assert not is_unshared(lent)
+    assert not is_unshared(view)
+    del lent
+    assert is_unshared(view)
+    again = view
+    assert not is_unshared(view)
+    del again
+    assert is_unshared(view)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import inf
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
@@ -128,7 +129,7 @@ class _Chain(Generic[Item, Read, Computed, Result]):
         self.n_ahead = n_ahead
         self.recall: Recall[Item] = Recall()
         self.reads: deque[tuple[Item, Future[Read]]] = deque()
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # a read that is done at once says so right away
         self.room = threading.Semaphore(n_writes)
         self.n_writing = 0
         self.stopped = False
@@ -137,30 +138,33 @@ class _Chain(Generic[Item, Read, Computed, Result]):
     def begin(self, aside: ThreadPoolExecutor, n_workers: int) -> None:
         """Read the first items in the threads of a pool.
 
-        One worker waits for the first item alone, which has the disk and the cores for itself.
+        One worker waits for the first items alone, each of which has the disk and the cores for
+        itself: one more is read at a time whenever one has been.
         """
         self.aside = aside
         with self.lock:
             self.limit = 1 if n_workers == 1 else self.n_ahead
             self._fill()
-            first = self.reads[0][1] if self.reads and n_workers == 1 else None
-        if first is not None:
-            first.add_done_callback(lambda _: self._begun())
 
-    def _begun(self) -> None:
+    def _has_read(self) -> None:
         with self.lock:
-            self.limit = self.n_ahead
-            self._fill()
+            if self.limit < self.n_ahead:
+                self.limit += 1
+                self._fill(1 if self.limit < self.n_ahead else inf)
 
-    def _fill(self) -> None:
+    def _fill(self, at_most: float = inf) -> None:
         # What is being written takes memory as well: while much is, the disk is behind anyway.
-        limit = max(1, self.limit - max(0, self.n_writing - 1))
+        limit: float = max(1, self.limit - max(0, self.n_writing - 1))
+        limit = min(limit, len(self.reads) + at_most)
         while not self.stopped and not self.recall.asked and len(self.reads) < limit:
             try:
                 item = next(self.todo)
             except StopIteration:
                 return
-            self.reads.append((item, self.aside.submit(self.read, item)))
+            reading = self.aside.submit(self.read, item)
+            self.reads.append((item, reading))
+            if self.limit < self.n_ahead:
+                reading.add_done_callback(lambda _: self._has_read())
 
     def _take(self) -> Future[Read] | None:
         """Return the item that was read first, and have another one read."""

@@ -95,6 +95,7 @@ class KeptBlocks:
         self._lock = threading.Lock()
         self._blocks: Blocks = {}
         self._is_past = bytearray(order.grid.n_tiles)
+        self._n_past = 0
         self._reading: set[int] = set()
         self._front = 0
 
@@ -104,7 +105,7 @@ class KeptBlocks:
         rank = self.order.rank(tile.index)
         with self._lock:
             if self._is_past[rank] and self._begins_anew(rank):
-                self._is_past, self._front = bytearray(len(self._is_past)), 0
+                self._is_past, self._n_past, self._front = bytearray(len(self._is_past)), 0, 0
             self._front = max(self._front, rank)
             self._reading.add(rank)
         try:
@@ -112,12 +113,18 @@ class KeptBlocks:
         finally:
             with self._lock:
                 self._reading.discard(rank)
+                self._n_past += not self._is_past[rank]
                 self._is_past[rank] = True
                 self._release(tile, rank)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether every tile has been read."""
+        return self._n_past == len(self._is_past)
+
     def _begins_anew(self, rank: int) -> bool:
         """Whether a tile that was read before is the first of another pass, not read once more."""
-        return rank < self._front - LATE or (rank < self._front and all(self._is_past))
+        return rank < self._front - LATE or (rank < self._front and self.is_over)
 
     def claim(self, tile: Tile, positions: Iterable[Position]) -> tuple[Blocks, Blocks]:
         """Return the blocks that the caller is to decode, and those that somebody does, or has."""

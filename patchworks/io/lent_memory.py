@@ -1,4 +1,7 @@
-"""Memory of decoded blocks, which comes back by itself when nobody looks at it any more."""
+"""Memory of tiles and decoded blocks, which comes back by itself when nobody looks at it any more.
+
+Memory that is new to the process has to be cleared by the operating system first.
+"""
 
 from __future__ import annotations
 
@@ -45,6 +48,7 @@ class LentMemory:
         # By size, what was lent last at the end. No lock: a piece comes back whenever an array is
         # gone, even while this thread would hold it.
         self._spare: dict[int, list[np.ndarray]] = {}
+        self._keeps = True
 
     @property
     def spare_bytes(self) -> int:
@@ -56,6 +60,7 @@ class LentMemory:
         n_bytes = prod(shape) * dtype.itemsize
         if n_bytes < LEAST_BYTES:
             return np.empty(shape, dtype)
+        self._keeps = True
         size = ceil_div(n_bytes, mmap.PAGESIZE) * mmap.PAGESIZE
         pieces = self._spare.pop(size, [])
         self._spare[size] = pieces
@@ -76,6 +81,8 @@ class LentMemory:
 
         Two threads that do so at the same time may keep a little more.
         """
+        if not self._keeps:
+            return
         excess = self.spare_bytes + piece.size - self._max_spare_bytes
         for size, pieces in list(self._spare.items()):
             while excess > 0 and pieces and size != piece.size:
@@ -86,19 +93,25 @@ class LentMemory:
             self._spare[piece.size].append(piece)
 
     def clear(self) -> None:
-        """Let go of what is there."""
+        """Let go of what is there, and of what comes back until something is lent again."""
+        self._keeps = False
         self._spare.clear()
 
 
+def is_lent(array: np.ndarray) -> bool:
+    """Return whether an array is what `LentMemory.lend` returned, not a view of it."""
+    return isinstance(array.base, _Lent)
+
+
 def _from_system(n_bytes: int) -> mmap.mmap:
-    """Return memory of the process's own, in large pages where the system can."""
-    if not hasattr(mmap, "MAP_ANONYMOUS"):  # on Windows
-        return mmap.mmap(-1, n_bytes)
-    memory = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return memory
+    """Return memory of the process's own.
+
+    In pages as the system gives them: large ones are not asked for, as NumPy does for what it makes
+    itself. Where a machine is a virtual one they can cost ten times as much to be had.
+    """
+    if hasattr(mmap, "MAP_ANONYMOUS"):
+        return mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return mmap.mmap(-1, n_bytes)  # on Windows
 
 
 class _Lent:

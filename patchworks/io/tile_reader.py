@@ -28,7 +28,6 @@ from patchworks.io.kept_blocks import Blocks, KeptBlocks, part_of
 from patchworks.io.lent_memory import LentMemory
 from patchworks.io.maximum_map import MaximumMap, largest_of
 from patchworks.io.read_cost import ReadCost, held_cost, read_cost
-from patchworks.io.spare_memory import SpareMemory
 from patchworks.io.turns import Turns
 
 KEPT_BYTES = 7 * 2**25
@@ -39,6 +38,9 @@ MUCH_LESS = 0.75
 
 SPARE_BYTES = 2**26
 """Memory of decoded blocks that is kept to be used for others, at most."""
+
+SPARE_TILES = 4
+"""Tiles whose memory is kept to be used for others, at most."""
 
 SIDE_BY_SIDE_BYTES = 2**23
 """Blocks of a tile that together hold as much are decoded by several threads."""
@@ -147,7 +149,7 @@ class TileReader:
 
     @cached_property
     def _kept(self) -> KeptBlocks:
-        return KeptBlocks(self._grid, self.order, self.cost.max_kept_bytes, self._lent)
+        return KeptBlocks(self._grid, self.order, self.cost.max_kept_bytes, self._block_memory)
 
     @property
     def _block_bytes(self) -> int:
@@ -173,7 +175,7 @@ class TileReader:
         is_signal = True if above is None else self._signal_on_map(tile, above)
         if not self.shares_blocks:
             return self._read_straight(tile, above, is_signal)
-        with self._kept.reading(tile):
+        with self._reading(tile):
             n_looked = 0
             if is_signal is None and above is not None:
                 is_signal, n_looked = self._look(tile, above)
@@ -182,6 +184,14 @@ class TileReader:
             voxels = self._memory_for(tile.read.shape)
             return voxels, n_looked + self._fill(tile, voxels)
 
+    @contextmanager
+    def _reading(self, tile: Tile) -> Iterator[None]:
+        """Note that a tile is being read; with the last one all memory may go."""
+        with self._kept.reading(tile):
+            yield
+        if self._kept.is_over:
+            self.clear()
+
     def is_signal(self, tile: Tile, above: float) -> bool:
         """Return whether a voxel that a tile reads lies above a threshold.
 
@@ -189,7 +199,7 @@ class TileReader:
         """
         found = self._signal_on_map(tile, above)
         if self.shares_blocks:
-            with self._kept.reading(tile):
+            with self._reading(tile):
                 return self._look(tile, above)[0] if found is None else found
         if found is None:
             parts = self._open_parts(tile, above)
@@ -200,7 +210,7 @@ class TileReader:
         """Return whether the map says that a tile holds no signal; then it counts as read."""
         if self._signal_on_map(tile, above) is not False:
             return False
-        with self._kept.reading(tile):
+        with self._reading(tile):
             return True
 
     def signal_bounds(self, tile: Tile, above: float) -> Box | None:
@@ -224,7 +234,6 @@ class TileReader:
         self._learn(tile.read, voxels)
         n_bytes = self._bytes_of(tile.read)
         if is_signal is None and not largest_of(voxels) > above:
-            self.give_back(voxels)
             return None, n_bytes
         return voxels, n_bytes
 
@@ -293,35 +302,43 @@ class TileReader:
             raise
 
     @cached_property
-    def _spare(self) -> SpareMemory:
-        """Memory for what tiles read."""
+    def _tile_size(self) -> int:
+        """Voxels of the largest tile, of all channels."""
         sizes = zip(self.grid.tile_shape, self.grid.halo, self.grid.shape, strict=True)
-        size = prod(self.source.lead) * prod([min(t + 2 * h, n) for t, h, n in sizes])
-        return SpareMemory(size, self.source.dtype)
-
-    def _memory_for(self, shape: tuple[int, ...]) -> np.ndarray:
-        return self._spare.take((*self.source.lead, *shape))
+        return prod(self.source.lead) * prod([min(t + 2 * h, n) for t, h, n in sizes])
 
     @cached_property
-    def _lent(self) -> LentMemory:
-        """Memory for blocks."""
+    def _tile_memory(self) -> LentMemory:
+        """Memory for what tiles read."""
+        return LentMemory(SPARE_TILES * self._tile_size * self.source.dtype.itemsize)
+
+    def _memory_for(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Return memory for what a tile reads: as much for each, so that any suits the next."""
+        whole = self._tile_memory.lend((self._tile_size,), self.source.dtype)
+        shape = (*self.source.lead, *shape)
+        return whole[: prod(shape)].reshape(shape)
+
+    def copy_of(self, voxels: np.ndarray) -> np.ndarray:
+        """Return a copy of a part of what `read` returned, in memory for tiles."""
+        copied = self._memory_for(voxels.shape[len(self.source.lead) :])
+        copied[...] = voxels
+        return copied
+
+    @cached_property
+    def _block_memory(self) -> LentMemory:
         return LentMemory(SPARE_BYTES)
 
     def _memory_of_block(self, shape: tuple[int, ...]) -> np.ndarray | None:
         """Return memory for a block, where what reads it decodes straight into it."""
         if self.source.chunk_reader is None:
             return None
-        return self._lent.lend((*self.source.lead, *shape), self.source.dtype)
-
-    def give_back(self, voxels: np.ndarray) -> None:
-        """Take the memory of what `read` returned; nobody may use it any more."""
-        self._spare.give_back(voxels)
+        return self._block_memory.lend((*self.source.lead, *shape), self.source.dtype)
 
     def clear(self) -> None:
         """Drop all that is kept: no tile will be read for some time."""
-        self._spare.clear()
+        self._tile_memory.clear()
         self._kept.clear()
-        self._lent.clear()
+        self._block_memory.clear()
 
     def _spans(self, positions: list[Position]) -> list[Box]:
         """Return boxes of blocks to decode at once: zarr has a price for each call."""

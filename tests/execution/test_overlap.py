@@ -85,6 +85,21 @@ def test_few_items_are_held_at_a_time(n_workers):
     assert most <= most_at_once(n_workers)
 
 
+def test_one_worker_waits_for_the_first_items_one_by_one():
+    done, seen, lock = [], {}, threading.Lock()
+
+    def read(item):
+        with lock:
+            seen[item] = list(done)
+        time.sleep(0.02)
+        with lock:
+            done.append(item)
+        return item
+
+    run(range(8), read=read, compute=lambda _: time.sleep(0.03))
+    assert (seen[0], seen[1], seen[2]) == ([], [0], [0, 1])
+
+
 def test_one_worker_computes_in_the_calling_thread():
     found = run(range(5), compute=lambda _: threading.current_thread())
     assert {f.result() for f in found} == {threading.current_thread()}

@@ -51,6 +51,18 @@ def test_memory_comes_back_with_the_last_view_and_is_lent_again():
     assert memory.spare_bytes == 0
 
 
+def test_what_comes_back_after_all_was_let_go_of_is_let_go_of_as_well():
+    memory = LentMemory(4 * PAGES)
+    first, second = [memory.lend((PAGES,), np.dtype("u1")) for _ in range(2)]
+    del first
+    memory.clear()
+    del second
+    assert memory.spare_bytes == 0
+    third = memory.lend((PAGES,), np.dtype("u1"))  # all goes on
+    del third
+    assert memory.spare_bytes == PAGES
+
+
 def test_what_is_not_asked_for_any_more_makes_room():
     memory = LentMemory(4 * LEAST_BYTES)
     lent = [memory.lend((LEAST_BYTES,), np.dtype("u1")) for _ in range(4)]
