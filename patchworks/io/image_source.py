@@ -167,7 +167,7 @@ class ImageSource:
         step = ceil_div(sum([box.size for box in boxes]), max_voxels)
         step += 1 - step % 2  # an even one would meet the same columns in every row
         with ThreadPoolExecutor(SAMPLE_THREADS, "patchworks-sample") as pool:
-            parts = list(pool.map(lambda box: self.read(box).ravel()[::step], boxes))
+            parts = list(pool.map(lambda box: self.read(box).ravel()[::step].copy(), boxes))
         return np.concatenate(parts)
 
     def identity(self) -> str:
