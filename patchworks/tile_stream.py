@@ -233,7 +233,7 @@ class TileWork:
         part = rule.part(tile, signal.placed_at(bounds.start))
         if part.read == read.read:
             return part, voxels
-        return part, self.reader.copy_of(part_of(voxels, part.read, read.read))
+        return part, part_of(voxels, part.read, read.read).copy()
 
     def _segment(self, view: _View) -> _View:
         if view.voxels is not None:

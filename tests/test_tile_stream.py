@@ -158,17 +158,6 @@ def test_memory_of_voxels_is_used_again(wide):
     np.testing.assert_array_equal(third, image[reader.grid[4].read.slices])
 
 
-def test_a_copy_of_a_part_lies_in_memory_of_tiles(wide):
-    reader, _ = wide
-    first, _ = reader.read(reader.grid[4])
-    part = reader.copy_of(first[10:20, :50])
-    np.testing.assert_array_equal(part, first[10:20, :50])
-    address = part.ctypes.data
-    del part
-    second, _ = reader.read(reader.grid[5])
-    assert second.ctypes.data == address
-
-
 def test_nothing_is_kept_once_all_tiles_have_been_read(wide):
     reader, _ = wide
     for _ in range(2):

@@ -318,12 +318,6 @@ class TileReader:
         shape = (*self.source.lead, *shape)
         return whole[: prod(shape)].reshape(shape)
 
-    def copy_of(self, voxels: np.ndarray) -> np.ndarray:
-        """Return a copy of a part of what `read` returned, in memory for tiles."""
-        copied = self._memory_for(voxels.shape[len(self.source.lead) :])
-        copied[...] = voxels
-        return copied
-
     @cached_property
     def _block_memory(self) -> LentMemory:
         return LentMemory(SPARE_BYTES)
