@@ -107,7 +107,8 @@ def _from_system(n_bytes: int) -> mmap.mmap:
     """Return memory of the process's own.
 
     In pages as the system gives them: large ones are not asked for, as NumPy does for what it makes
-    itself. Where a machine is a virtual one they can cost ten times as much to be had.
+    itself. On a virtual machine whose host takes back what is free they took up to three times as
+    long to be had (docs/design/benchmarks.md).
     """
     if hasattr(mmap, "MAP_ANONYMOUS"):
         return mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
