@@ -48,7 +48,6 @@ class LentMemory:
         # By size, what was lent last at the end. No lock: a piece comes back whenever an array is
         # gone, even while this thread would hold it.
         self._spare: dict[int, list[np.ndarray]] = {}
-        self._keeps = True
 
     @property
     def spare_bytes(self) -> int:
@@ -60,7 +59,6 @@ class LentMemory:
         n_bytes = prod(shape) * dtype.itemsize
         if n_bytes < LEAST_BYTES:
             return np.empty(shape, dtype)
-        self._keeps = True
         size = ceil_div(n_bytes, mmap.PAGESIZE) * mmap.PAGESIZE
         pieces = self._spare.pop(size, [])
         self._spare[size] = pieces
@@ -81,8 +79,6 @@ class LentMemory:
 
         Two threads that do so at the same time may keep a little more.
         """
-        if not self._keeps:
-            return
         excess = self.spare_bytes + piece.size - self._max_spare_bytes
         for size, pieces in list(self._spare.items()):
             while excess > 0 and pieces and size != piece.size:
@@ -93,8 +89,7 @@ class LentMemory:
             self._spare[piece.size].append(piece)
 
     def clear(self) -> None:
-        """Let go of what is there, and of what comes back until something is lent again."""
-        self._keeps = False
+        """Let go of what is there, and of what comes back: only sizes lent since are kept."""
         self._spare.clear()
 
 
