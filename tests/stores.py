@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,15 @@ def contents(folder: Path) -> dict[str, bytes | None]:
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
         for path in sorted(folder.rglob("*"))
     }
+
+
+def files_now(folder: Path, pattern: str) -> list[Path]:
+    """Return the files below a folder that match, while a run makes and removes folders in it.
+
+    `Path.rglob` raises where a folder goes between being found and being read.
+    """
+    found = (Path(at, name) for at, _, names in os.walk(folder) for name in names)
+    return [path for path in found if path.match(pattern)]
 
 
 def chunk_files(folder: Path) -> list[str]:

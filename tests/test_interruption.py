@@ -18,6 +18,7 @@ from patchworks.errors import SegmenterError
 from patchworks.execution.machine import available_cores
 from patchworks.execution.overlap import io_threads
 from tests.images import above_1100, files_of, ome_zarr, smooth_noise
+from tests.stores import files_now
 
 ROOT = Path(__file__).parents[1]
 IMAGE = smooth_noise()
@@ -63,14 +64,11 @@ def finish(folder: Path) -> None:
 
 
 def records(folder: Path) -> int:
-    return len(list((folder / "image.zarr.stage").rglob("*.rec")))
+    return len(files_now(folder / "image.zarr.stage", "*.rec"))
 
 
 def regions(folder: Path) -> int:
-    try:
-        marks = list((folder / "image.zarr.stage").glob("*/regions/*"))
-    except FileNotFoundError:  # it is being made anew
-        return 0
+    marks = files_now(folder / "image.zarr.stage", "regions/*")
     return len([mark for mark in marks if mark.name.isdigit()])
 
 
@@ -83,14 +81,13 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, moment):
         for path in sorted((folder / "image.zarr" / "0").rglob("*")):
             os.utime(path, (1e9, 1e9))  # the fingerprint is part of the bytes
     finish(undisturbed)
-    process = start(killed)
     n_tiles = {"after 1 tile": 1, "after 13 tiles": 13}.get(moment, 26)
-    while process.poll() is None:
-        if records(killed) >= n_tiles and (moment != "merge" or regions(killed) >= 1):
-            break
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    with start(killed) as process:
+        while process.poll() is None:
+            if records(killed) >= n_tiles and (moment != "merge" or regions(killed) >= 1):
+                break
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert not (killed / "image.zarr" / "labels" / "labels").exists()
     done, begun = records(killed), len((killed / "calls").read_text())

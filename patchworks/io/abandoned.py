@@ -13,12 +13,13 @@ meanwhile, as a run would, and a lock that another holds is left alone.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,6 +28,8 @@ from patchworks.errors import TargetInUseError, TargetNotWritableError
 from patchworks.io.location import Location
 from patchworks.io.run_lock import RunLock, lock_path_of
 from patchworks.io.stage import Stage
+
+logger = logging.getLogger(__name__)
 
 HIDDEN = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<kind>stage|partial|old)")
 STAGES = ".stage"
@@ -71,7 +74,13 @@ def find_remains(folder: Path, *, older_than_s: float) -> list[Remains]:
     older_than_s : float
         Seconds for which nothing in it may have been written.
     """
-    found = [_measured(path, place) for path, place in _candidates(folder)]
+    with _looking_into(folder):
+        if not folder.is_dir():
+            logger.warning("%s is no folder: nothing can be found there", folder)
+    found = []
+    for path, place in _candidates(folder):
+        with _looking_into(path):  # its run may have ended since it was listed
+            found.append(_measured(path, place))
     return sorted(
         [remains for remains in found if remains.age_s >= older_than_s],
         key=lambda remains: remains.path,
@@ -112,23 +121,37 @@ def remove(remains: Remains, *, older_than_s: float, dry_run: bool = False) -> F
 
 def _candidates(folder: Path) -> Iterator[tuple[Path, Path]]:
     """Yield folders that runs have made, each with the output it was for."""
-    with suppress(OSError):
+    with _looking_into(folder):
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-            if not entry.is_dir(follow_symlinks=False):
-                continue
-            path = Path(entry.path)
-            hidden = HIDDEN.fullmatch(entry.name)
-            if hidden is not None:
-                place = path.with_name(hidden["name"])
-                # Without the new one, the old one is all there is.
-                if hidden["kind"] != "old" or place.exists():
-                    yield path, place
-            elif entry.name.endswith(STAGES):
-                yield from _stages(path)
-            elif _is_group(path):
-                yield from _candidates(path / "labels")
-            else:
-                yield from _candidates(path)
+            if entry.is_dir(follow_symlinks=False):
+                with _looking_into(Path(entry.path)):
+                    yield from _candidates_at(Path(entry.path))
+
+
+def _candidates_at(path: Path) -> Iterator[tuple[Path, Path]]:
+    hidden = HIDDEN.fullmatch(path.name)
+    if hidden is not None:
+        place = path.with_name(hidden["name"])
+        # Without the new one, the old one is all there is.
+        if hidden["kind"] != "old" or place.exists():
+            yield path, place
+    elif path.name.endswith(STAGES):
+        yield from _stages(path)
+    elif _is_group(path):
+        yield from _candidates(path / "labels")
+    else:
+        yield from _candidates(path)
+
+
+@contextmanager
+def _looking_into(folder: Path) -> Iterator[None]:
+    """Let a folder that cannot be looked into hide no other; one that is gone held nothing."""
+    try:
+        yield
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        logger.warning("%s cannot be looked into: %s", folder, error.strerror or error)
 
 
 def _stages(folder: Path) -> Iterator[tuple[Path, Path]]:

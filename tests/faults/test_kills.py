@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 from tests.images import files_of, ome_zarr, smooth_noise
+from tests.stores import files_now
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -84,7 +85,7 @@ class Run:
 
     @property
     def n_records(self) -> int:
-        return len(list((self.folder / "image.zarr.stage").rglob("*.rec")))
+        return len(files_now(self.folder / "image.zarr.stage", "*.rec"))
 
     @property
     def is_at_work(self) -> bool:

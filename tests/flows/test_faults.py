@@ -27,6 +27,7 @@ from patchworks import tile_process
 from patchworks.errors import ClientError, SegmenterError
 from tests.flows.runs import latest_run, states, task_runs
 from tests.images import files_of, smooth_noise
+from tests.stores import files_now
 
 ROOT = Path(__file__).parents[2]
 
@@ -96,7 +97,7 @@ class Careless:
 
 
 def records(folder: Path) -> list[str]:
-    return [path.name for path in (folder / "out.zarr.stage").rglob("*.rec")]
+    return [path.name for path in files_now(folder / "out.zarr.stage", "*.rec")]
 
 
 def check_bytes(folder: Path, segmenter: Careless) -> None:

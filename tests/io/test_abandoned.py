@@ -6,7 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ from patchworks.conversion import regions
 from patchworks.conversion.plan import ConversionOptions, ConversionPlan, plan_conversion
 from patchworks.conversion.run import lock_of
 from patchworks.errors import SegmenterError, TargetInUseError
+from patchworks.io import abandoned
 from patchworks.io.abandoned import Fate, find_remains, remove
 from patchworks.io.lock_owner import LockOwner
 from patchworks.io.run_lock import DEAD_AFTER_S
@@ -122,6 +126,57 @@ def test_folders_of_others_are_left_alone(tmp_path, name):
     (tmp_path / name / "0" / "run.json").write_text(json.dumps({"labels": "/x"}))
     age(tmp_path, 8 * DAY)
     assert clean_up(tmp_path) == {}
+
+
+@contextmanager
+def without_rights() -> Iterator[None]:
+    """Look at folders as a user who is not root: it may look into any."""
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize("name", ["b", "b.zarr.stage"])
+def test_a_folder_that_may_not_be_looked_into_hides_no_other(name, caplog):
+    with tempfile.TemporaryDirectory() as place:
+        left, closed = Path(place, ".a.zarr.0123abcd.partial"), Path(place, name)
+        also = Path(place, "c", ".c.zarr.0123abcd.stage")
+        for folder in (left, closed, also):
+            folder.mkdir(parents=True)
+        Path(place).chmod(0o755)
+        closed.chmod(0)
+        with without_rights():
+            found = find_remains(Path(place), older_than_s=0)
+        closed.chmod(0o700)
+    assert [remains.path for remains in found] == [left, also]
+    [said] = caplog.messages
+    assert said.startswith(f"{closed} cannot be looked into")
+
+
+def test_a_misspelt_folder_is_told(tmp_path, caplog):
+    assert find_remains(tmp_path / "dat", older_than_s=0) == []
+    assert caplog.messages == [f"{tmp_path / 'dat'} is no folder: nothing can be found there"]
+
+
+def test_what_a_run_takes_away_while_folders_are_looked_at_is_not_found(tmp_path, monkeypatch):
+    names = [f".{letter}.zarr.0123abcd.partial" for letter in "abc"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    measured = abandoned._measured
+
+    def one_ends(path: Path, place: Path) -> abandoned.Remains:
+        if path.name == names[0]:
+            (tmp_path / names[1]).rmdir()
+        return measured(path, place)
+
+    monkeypatch.setattr(abandoned, "_measured", one_ends)
+    found = find_remains(tmp_path, older_than_s=0)
+    assert [remains.path.name for remains in found] == [names[0], names[2]]
 
 
 def test_an_owner_on_another_machine_is_known_by_its_heartbeat(tmp_path):
