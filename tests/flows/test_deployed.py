@@ -195,10 +195,11 @@ def create_run(client: Any, deployment: UUID, parameters: dict[str, Any]) -> Flo
 
 
 SERVE = """
+import sys
 from flows.segment_image import segment_image_flow
 
 if __name__ == "__main__":  # the processes of runs and workers import this module
-    segment_image_flow.serve(name="served", enforce_parameter_schema=True)
+    segment_image_flow.serve(name=sys.argv[1], enforce_parameter_schema=True)
 """
 
 
@@ -206,13 +207,16 @@ if __name__ == "__main__":  # the processes of runs and workers import this modu
 def serving(
     folder: Path, url: str, *, packages: Path | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Serve the flow from a process of its own, which finds more packages in a folder."""
+    """Serve the flow from a process of its own, which finds more packages in a folder.
+
+    The deployment is named as the folder: another test's may still be on the server.
+    """
     kept = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
     path = os.pathsep.join([str(ROOT), *([str(packages)] if packages else [])])
     kept |= {"PYTHONPATH": path, "PREFECT_API_URL": url}
     kept |= {"PREFECT_HOME": str(folder / "home"), "PREFECT_RUNNER_POLL_FREQUENCY": "1"}
     (folder / "serve.py").write_text(SERVE)
-    command = [sys.executable, str(folder / "serve.py")]
+    command = [sys.executable, str(folder / "serve.py"), folder.name]
     with (
         (folder / "log").open("wb") as log,
         subprocess.Popen(command, cwd=ROOT, env=kept, stdout=log, stderr=log) as process,
@@ -251,7 +255,7 @@ def test_a_served_deployment_carries_out_what_the_api_is_asked_for(tmp_path, ser
     with serving(tmp_path, server.url) as process, get_client(sync_client=True) as client:
 
         def deployment() -> UUID | None:
-            return next((d.id for d in client.read_deployments() if d.name == "served"), None)
+            return next((d.id for d in client.read_deployments() if d.name == tmp_path.name), None)
 
         def ended(run: FlowRun) -> FlowRun | None:
             found = client.read_flow_run(run.id)

@@ -133,7 +133,8 @@ def test_it_runs_from_the_form_of_a_deployment(tmp_path, installed, server):
     ):
 
         def deployment() -> UUID | None:
-            return next((d.id for d in client.read_deployments() if d.name == "served"), None)
+            named = (d.id for d in client.read_deployments() if d.name == tmp_path.name)
+            return next(named, None)
 
         def ended() -> FlowRun | None:
             mine = [run for run in client.read_flow_runs() if run.deployment_id == served]
