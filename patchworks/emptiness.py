@@ -28,7 +28,7 @@ from patchworks.io.frames import pack, unpack
 from patchworks.io.image_source import ImageSource
 from patchworks.io.kept_map import KeptMap
 from patchworks.io.maximum_map import MaximumMap
-from patchworks.io.stage import Stage, write_whole
+from patchworks.io.stage import Stage
 from patchworks.run import finite_number
 from patchworks.steps.background import RULE, Background, find_background
 
@@ -172,7 +172,7 @@ def sampled_background(source: ImageSource) -> Background:
 def stage_map(stage: Stage, maxima: MaximumMap) -> None:
     """Write what is known to a stage, where all workers of the run find it."""
     arrays = {"maxima": maxima.maxima, "known": np.packbits(maxima.known)}
-    write_whole(stage.root / STAGED_MAP, pack({}, arrays))
+    stage.write(STAGED_MAP, pack({}, arrays))
 
 
 def staged_map(stage: Stage, source: ImageSource) -> MaximumMap | None:

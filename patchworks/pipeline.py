@@ -26,7 +26,7 @@ from patchworks.function_need import FunctionNeed
 from patchworks.halving import VoxelLimit
 from patchworks.io.image_source import ImageSource
 from patchworks.io.label_image import LabelImage, LabelTarget
-from patchworks.io.stage import Stage, write_whole
+from patchworks.io.stage import Stage
 from patchworks.io.tile_reader import KEPT_BYTES, TileReader
 from patchworks.joining import Joined, join_records, link
 from patchworks.run import RunSpec
@@ -133,9 +133,9 @@ class RunPlan:
 def save_plan(plan: RunPlan) -> None:
     """Write the plan and its function to its stage, for workers that are told only the stage."""
     function = plan.stage.root / FUNCTION_FILE
-    write_whole(function, cloudpickle.dumps(loaded(plan.segmenter)))
+    plan.stage.write(FUNCTION_FILE, cloudpickle.dumps(loaded(plan.segmenter)))
     plan = replace(plan, segmenter=StoredSegmenter(str(function)))
-    write_whole(plan.stage.root / PLAN_FILE, cloudpickle.dumps(plan))
+    plan.stage.write(PLAN_FILE, cloudpickle.dumps(plan))
 
 
 @dataclass(frozen=True)

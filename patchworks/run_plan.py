@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from patchworks import occupancy, pipeline
 from patchworks.emptiness import Emptiness
 from patchworks.engine import Engine, OnGpus, segmented
-from patchworks.errors import PatchworksError, TargetInUseError, TargetNotWritableError
+from patchworks.errors import TargetInUseError, TargetNotWritableError
 from patchworks.execution.dask import DaskExecutor
 from patchworks.execution.executor import (
     Batch,
@@ -116,12 +116,12 @@ def _take_steps(run: _Steps) -> None:
         relabeling = run.stitch()
         run.merge(relabeling)
         run.build_pyramid(relabeling)
-    except (PatchworksError, KeyboardInterrupt) as error:
-        n_done = len(plan.stage.done())
-        error.add_note(
-            f"{n_done} of {report.n_tiles} tiles are done and kept in {plan.stage.root}; the same "
-            f"call goes on from there"
-        )
+    except (Exception, KeyboardInterrupt) as error:
+        with suppress(OSError):  # the stage may be what is gone
+            error.add_note(
+                f"{plan.stage.n_done()} of {report.n_tiles} tiles are done and kept in "
+                f"{plan.stage.root}; the same call goes on from there"
+            )
         raise
     finally:
         remember_after_run(plan.segmenter, plan.segmenter_digest)

@@ -31,6 +31,7 @@ from patchworks.io.location import Location, ZarrArray, open_array, open_group
 from patchworks.io.ngff import Version
 from patchworks.io.region_chunks import RegionChunks
 from patchworks.io.source import NOT_ZARR
+from patchworks.io.writing import writing
 
 ZARR_FORMAT: dict[Version, Literal[2, 3]] = {"0.4": 2, "0.5": 3}
 
@@ -85,7 +86,17 @@ class LevelStore:
         return Location(str(self.place.path.parent / name))
 
     def create(self) -> None:
-        """Make the empty levels, in place of any that an interrupted run left."""
+        """Make the empty levels, in place of any that an interrupted run left.
+
+        Raises
+        ------
+        TargetNotWritableError
+            If the place cannot be written; so do all that write.
+        """
+        with writing(self.place):
+            self._create()
+
+    def _create(self) -> None:
         self._clear()
         store = self.building.store(read_only=False)
         group = zarr.open_group(store, mode="w", zarr_format=ZARR_FORMAT[self.version])
@@ -167,6 +178,10 @@ class LevelStore:
         What a kill cut off is removed first: a chunk at the end of an axis is read before it is
         written, which fails for half a file.
         """
+        with writing(self.place):
+            self._write(level, box, voxels)
+
+    def _write(self, level: int, box: Box, voxels: np.ndarray) -> None:
         if self._writers is not None:
             self._writers[level].write(box, voxels)
             return
@@ -176,11 +191,12 @@ class LevelStore:
 
     def write_chunks(self, level: int, filled: RegionChunks) -> None:
         """Write the chunks of a region to a level; empty ones make no file."""
-        if self._writers is None:
-            self.write(level, filled.box, filled.to_array())
-            return
-        for position, chunk in filled.chunks():
-            self._writers[level].put(position, chunk)
+        with writing(self.place):
+            if self._writers is None:
+                self._write(level, filled.box, filled.to_array())
+                return
+            for position, chunk in filled.chunks():
+                self._writers[level].put(position, chunk)
 
     def read(self, level: int, box: Box) -> np.ndarray:
         """Return the voxels of a box of a level that is written."""
@@ -188,9 +204,10 @@ class LevelStore:
 
     def publish(self, attributes: Mapping[str, Any]) -> None:
         """Write the metadata and put the levels in their place."""
-        open_group(self.building, mode="r+").attrs.put(dict(attributes))
-        if self.building != self.place:
-            self._move_into_place()
+        with writing(self.place):
+            open_group(self.building, mode="r+").attrs.put(dict(attributes))
+            if self.building != self.place:
+                self._move_into_place()
 
     def _move_into_place(self) -> None:
         place, old = self.place.path, self._sibling("old").path

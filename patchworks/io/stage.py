@@ -24,6 +24,7 @@ import os
 import shutil
 import threading
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from patchworks.geometry.grid import ceil_div
 from patchworks.io.location import Location
 from patchworks.io.record import LABELS, TileRecord, read_counts
 from patchworks.io.staged_labels import LabelVoxels, StagedLabels, from_bytes
+from patchworks.io.writing import writing
 
 FORMAT = 3
 PER_FOLDER = 4096
@@ -143,12 +145,21 @@ class Stage:
             except OSError:  # another run's stage is in it
                 return
 
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file of the whole run."""
+        with self._writing():
+            write_whole(self.root / name, content)
+
+    def _writing(self) -> AbstractContextManager[None]:
+        return writing(self.root, "make room, and call again")
+
     def begin_regions(self, relabeling: str) -> None:
         """Drop the marks of finished regions: a label image is begun anew, with this relabeling."""
-        shutil.rmtree(self.root / "regions", ignore_errors=True)
-        (self.root / "regions").mkdir()
-        write_whole(self.root / "regions" / "id", uuid4().hex.encode())
-        write_whole(self.root / "regions" / "relabeling", relabeling.encode())
+        with self._writing():
+            shutil.rmtree(self.root / "regions", ignore_errors=True)
+            (self.root / "regions").mkdir()
+            write_whole(self.root / "regions" / "id", uuid4().hex.encode())
+            write_whole(self.root / "regions" / "relabeling", relabeling.encode())
 
     def regions_id(self) -> str:
         """Return what names the label image that was begun last."""
@@ -187,7 +198,8 @@ class Stage:
 
     def write_labels(self, tile: int, labels: StagedLabels) -> None:
         """Write the staged labels of a tile, shape of its core."""
-        write_whole(self._file("labels", tile, "lab"), labels.to_bytes())
+        with self._writing():
+            write_whole(self._file("labels", tile, "lab"), labels.to_bytes())
 
     def read_labels(self, tile: int) -> StagedLabels:
         """Return the staged labels of a tile, shape of its core."""
@@ -204,7 +216,8 @@ class Stage:
 
     def write_record(self, record: TileRecord) -> None:
         """Mark a tile as done."""
-        write_whole(self._file("records", record.tile, "rec"), record.to_bytes())
+        with self._writing():
+            write_whole(self._file("records", record.tile, "rec"), record.to_bytes())
 
     def read_record(self, tile: int) -> TileRecord:
         """Return a tile's record with its seam planes."""
@@ -236,7 +249,7 @@ class Stage:
         path = self.root / f"{name}.npy"
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            with temporary.open("wb") as file:
+            with self._writing(), temporary.open("wb") as file:
                 np.save(file, array)
             temporary.replace(path)
         except BaseException:
@@ -263,7 +276,8 @@ class Stage:
 
     def mark_region(self, region: int) -> None:
         """Note that a region of the last pass is written."""
-        (self.root / "regions" / f"{region:08d}").touch()
+        with self._writing():
+            (self.root / "regions" / f"{region:08d}").touch()
 
     def has_region(self, region: int) -> bool:
         """Return whether a region of the last pass is written."""

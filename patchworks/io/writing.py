@@ -10,6 +10,11 @@ from pathlib import Path
 from patchworks.errors import PatchworksError, TargetNotWritableError
 from patchworks.io.location import Location
 
+BESIDE = (
+    "make room or give another target. What is written is kept beside it, and the same call goes "
+    "on from there"
+)
+
 
 def check_writable(place: Location, advice: str) -> None:
     """Raise TargetNotWritableError if nothing can be created at a local place.
@@ -32,7 +37,7 @@ def check_writable(place: Location, advice: str) -> None:
 
 
 @contextmanager
-def writing(place: Location) -> Iterator[None]:
+def writing(place: Location | Path, advice: str = BESIDE) -> Iterator[None]:
     """Turn what storage raises into a TargetNotWritableError that names the place."""
     try:
         yield
@@ -40,7 +45,4 @@ def writing(place: Location) -> Iterator[None]:
         raise
     except Exception as error:  # the disk, the network, or a codec written in Rust
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-        raise TargetNotWritableError(
-            f"{place}: cannot be written ({reason}); make room or give another target. What is "
-            f"written is kept beside it, and the same call goes on from there"
-        ) from error
+        raise TargetNotWritableError(f"{place}: cannot be written ({reason}); {advice}") from error
