@@ -123,8 +123,7 @@ def plan_merge(
     InputError
         If the labels are no integers, or are not cut into tiles.
     """
-    if isinstance(overlap, bool) or not isinstance(overlap, int) or overlap < 0:
-        raise InputError(f"overlap={overlap!r}: expected an integer >= 0")
+    overlap = whole_number("overlap", overlap, 0, 2**31)
     source, grid = _tiles(labeled, input_component, overlap)
     if source.time_axis is not None:
         raise InputError(

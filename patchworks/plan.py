@@ -104,6 +104,11 @@ def describe_image(image: Any, *, channel: ChannelChoice = 0, level: int = 0) ->
         )
     if source.dtype.kind not in "biuf":
         raise InputError(f"{source.name}: dtype {source.dtype}; expected real numbers")
+    if isinstance(image, np.ma.MaskedArray) and np.ma.is_masked(image):
+        raise InputError(
+            f"{source.name}: some voxels are masked, and tiles have no masks; give "
+            f"image.filled(0), or set what is masked to 0 in the labels"
+        )
     return source
 
 
@@ -293,7 +298,7 @@ def _spec(source: ImageSource, grid: TileGrid, options: RunOptions, n_levels: in
     threshold = check_threshold("empty_threshold", options.empty_threshold, source.dtype)
     overlap = spread_overlap(options.overlap, grid.ndim, grid.apart)
     series = source.time_axis if source.time_axis in grid.apart else None
-    if options.link_time and series is None:
+    if options.link_time and series is None and not source.has_one_time_point:
         names = [axis.name for axis in source.calibration.axes]
         raise InputError(
             f"link_time=True: {source.name} has no time axis (its axes are {names}); give an "
@@ -338,7 +343,7 @@ def choose_target(source: ImageSource, options: RunOptions) -> LabelTarget:
         if source.lies_in(target.location):
             raise InputError(f"{target.location}: this is the image itself; give another name")
         return target
-    location = Location.parse(options.write_to, "write_to")
+    location = Location.parse(options.write_to, "write_to").followed("write_to")
     if source.lies_in(location):
         raise InputError(f"write_to={location}: this is the image itself; give another place")
     return LabelTarget(

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 
 import numpy as np
 from numcodecs import zstd
@@ -273,10 +273,15 @@ def _places(source: ImageSource) -> list[tuple[int, ...]]:
     """Return centres of parts of the image: first where most is to be seen, then evenly spread."""
     chunk = tuple([min(c, 256) for c in source.chunks or source.shape])
     boxes = sample_boxes(source.shape, halve_until(chunk, 2**20), N_PLACES)
-    brightness = [float(np.nanmean(source.read(box).astype(np.float64))) for box in boxes]
-    richest = int(np.argmax(brightness))
+    richest = int(np.argmax([_brightness(source.read(box)) for box in boxes]))
     order = [richest, *[len(boxes) * (2 * i + 1) // (2 * (N_FULL - 1)) for i in range(N_FULL - 1)]]
     return [_centre(boxes[i]) for i in order]
+
+
+def _brightness(voxels: np.ndarray) -> float:
+    """Return the mean of what is a number; less than any where nothing is."""
+    finite = voxels[np.isfinite(voxels)]
+    return float(finite.mean(dtype=np.float64)) if finite.size else -inf
 
 
 def _centre(box: Box) -> tuple[int, ...]:

@@ -180,6 +180,13 @@ def test_time_points_can_be_linked():
     assert np.array_equal(labels[0], labels[1])
 
 
+def test_of_one_time_point_there_is_nothing_to_link():
+    run = {**RUN, "tile_shape": (20, 20)}
+    one = named(SERIES[:1], "tyx", (1, 16, 16))
+    labels = tile_process(one, components, link_time=True, **run).compute()
+    assert same_partition(components(SERIES[0]), labels)
+
+
 def test_slices_are_linked_within_their_time_point_and_then_time_points(tmp_path):
     image = np.stack([IMAGE[0, :6], IMAGE[0, :6], IMAGE[1, :6]])
     store = ome_zarr(tmp_path / "i.zarr", [image], axes="tzyx", chunks=(1, 4, 20, 20))

@@ -72,6 +72,11 @@ def store_of_tiles(path, image, chunks, **keywords):
 IMAGE = blobs((20, 50, 45)) > 0
 
 
+def test_an_overlap_of_numpy_is_an_integer():
+    blocks = da.overlap.overlap(da.ones((8, 8), chunks=4, dtype=int), depth=1, boundary="none")
+    assert (merge_tile_labels(blocks, overlap=np.int64(1)).compute() == 1).all()
+
+
 @pytest.mark.parametrize("chunks", [(20, 50, 45), (7, 20, 20), (1, 50, 45), (20, 1, 45), (5, 5, 5)])
 def test_the_chunks_of_a_store_are_its_tiles(tmp_path, chunks):
     store = store_of_tiles(tmp_path / "tiles.zarr", IMAGE, chunks)

@@ -17,7 +17,8 @@ from patchworks.execution.peak_memory import measured
 from patchworks.fidelity import compare_objects
 from patchworks.function_need import FunctionNeed
 from patchworks.geometry.box import Box
-from patchworks.probe import Piece, _need
+from patchworks.plan import describe_image
+from patchworks.probe import N_FULL, Piece, _need, _places
 from patchworks.segmenters import threshold
 from tests import cells
 from tests.images import ome_zarr, smooth_noise
@@ -64,6 +65,15 @@ def test_what_was_given_is_kept_and_its_overlap_judged(image):
     assert proposal.halo.f1 == 1.0
     assert proposal.seconds > 0
     assert proposal.probe.largest.box.shape == (32, 80, 80)
+
+
+def test_a_part_that_is_no_number_is_not_the_richest_one():
+    image = np.full((512, 512), np.nan, "float32")
+    image[256:, 256:] = 1
+    first, *_ = _places(describe_image(image))
+    assert image[first] == 1
+    everywhere = _places(describe_image(np.full((512, 512), np.nan)))
+    assert len(everywhere) == N_FULL
 
 
 def test_the_overlap_that_is_proposed_gives_the_objects_of_the_whole():

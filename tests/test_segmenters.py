@@ -106,6 +106,13 @@ def test_of_no_values_the_threshold_is_0():
     assert otsu_threshold(np.empty(0, "uint16")) == 0
 
 
+@pytest.mark.parametrize("dtype, offset", [("uint64", 2**63), ("int64", -(2**63)), ("int8", -128)])
+def test_an_offset_moves_otsu_s_threshold_with_it(dtype, offset):
+    values = np.random.default_rng(0).integers(0, 120, 1000)
+    moved = (values.astype(object) + offset).astype(dtype)
+    assert otsu_threshold(moved) == otsu_threshold(values) + offset
+
+
 def test_what_is_not_finite_does_not_count():
     values = np.array([1, 1, 2, 9, 9, 8, np.nan, np.inf, -np.inf])
     assert otsu_threshold(values) == otsu_threshold(values[:6])

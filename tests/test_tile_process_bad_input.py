@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
+
 import dask.array as da
 import numpy as np
 import pytest
 import zarr
 
 from patchworks import merge_tile_labels, relabel_sequential_zarr, tile_process
-from patchworks.errors import InputError, PatchworksError, SegmenterError, TargetExistsError
+from patchworks.errors import (
+    InputError,
+    MemoryBudgetError,
+    PatchworksError,
+    SegmenterError,
+    TargetExistsError,
+)
+from patchworks.io.tile_reader import TileReader
+from tests.cells import same_partition
 from tests.stores import blobs, components, contents, counting, n_calls, ome_zarr
 
 IMAGE = blobs((60, 60))
@@ -56,6 +68,7 @@ REFUSED = {
     "None": (None, {}, "NoneType"),
     "a number": (3, {}, "type int"),
     "a zarr group": ("GROUP", {}, "Group"),
+    "masked voxels": (np.ma.masked_equal(IMAGE, IMAGE[0, 0]), {}, r"masked.*filled\("),
     "strings": (np.array([["a", "b"]]), {}, "real numbers"),
     "dates": (np.zeros((3, 3), "M8[s]"), {}, "real numbers"),
     "objects": (np.zeros((3, 3), object), {}, "real numbers"),
@@ -198,7 +211,19 @@ def test_an_input_is_never_replaced_by_its_own_result(labels, way):
 
 # --- while running ------------------------------------------------------------------------------
 
+
+class OnGpu:
+    """What cupy.ndarray does when NumPy asks for it."""
+
+    def __init__(self, tile: np.ndarray) -> None:
+        self.shape = tile.shape
+
+    def __array__(self, *args: object, **keywords: object) -> np.ndarray:
+        raise TypeError("Implicit conversion to a NumPy array is not allowed. Use `.get()`.")
+
+
 BROKEN = {
+    "an array on a GPU": (OnGpu, r"a OnGpu that is no array \(.*`\.get\(\)`"),
     "floats": (lambda tile: tile.astype(float), "float64"),
     "bools": (lambda tile: tile > 0, "booleans"),
     "negative": (lambda tile: -components(tile), "negative label"),
@@ -219,8 +244,46 @@ def test_what_is_no_label_image_is_named_with_its_tile_and_function(place, kind)
     fn, message = BROKEN[kind]
     with pytest.raises(SegmenterError, match=message) as caught:
         tile_process(IMAGE, fn, max_workers=1, **KEYWORDS)
-    assert "tile 0 at (0, 0)" in str(caught.value)
-    assert "<lambda>" in str(caught.value)
+    assert f"tile 0 at (0, 0): '{fn.__name__}'" in str(caught.value)
+
+
+def test_masked_labels_are_background(place):
+    def large(tile):
+        labels = components(tile)
+        return np.ma.masked_where(np.bincount(labels.ravel())[labels] < 40, labels)
+
+    found = tile_process(IMAGE, large, **KEYWORDS | {"overlap": 20}).compute()
+    assert same_partition(found, large(IMAGE).filled(0))
+
+
+def test_a_masked_array_that_masks_nothing_is_an_image(place):
+    found = tile_process(np.ma.masked_array(IMAGE), components, **KEYWORDS).compute()
+    assert same_partition(found, components(IMAGE))
+
+
+def test_a_link_that_leads_nowhere_yet_is_followed(place):
+    (place / "scratch").mkdir()
+    (place / "o.zarr").symlink_to(Path("scratch", "o.zarr"))
+    tile_process(IMAGE, components, write_to="o.zarr", **KEYWORDS)
+    tile_process(IMAGE, components, write_to="o.zarr", overwrite=True, connectivity=2, **KEYWORDS)
+    assert (place / "o.zarr").is_symlink()
+    assert [path.name for path in (place / "scratch").iterdir()] == ["o.zarr"]
+    assert same_partition(zarr.open_array("o.zarr/0", mode="r")[...], components(IMAGE))
+
+
+def test_a_link_to_itself_is_refused(place):
+    (place / "o.zarr").symlink_to("o.zarr")
+    with pytest.raises(InputError, match=r"o\.zarr.*link"):
+        tile_process(IMAGE, never, write_to="o.zarr", **KEYWORDS)
+
+
+def test_no_memory_to_read_a_tile_is_not_the_image_s_fault(place, monkeypatch):
+    def fails(*args: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(TileReader, "read", fails)
+    with pytest.raises(MemoryBudgetError, match=r"tile \d at .*tile_shape=.*max_workers"):
+        tile_process(IMAGE, never, **KEYWORDS)
 
 
 def test_a_function_that_raises_is_named_with_its_tile_and_its_error(place):

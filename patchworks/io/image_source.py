@@ -74,6 +74,8 @@ class ImageSource:
         Levels of the group's image.
     time_axis : int or None
         Which of the kept axes is time, where the image says so and has several time points.
+    has_one_time_point : bool
+        Whether there is an axis of time that is not kept, as it has one time point.
     """
 
     stored: StoredArray | HeldArray
@@ -87,6 +89,7 @@ class ImageSource:
     version: Version = "0.5"
     n_levels: int = 1
     time_axis: int | None = None
+    has_one_time_point: bool = False
 
     @property
     def lead(self) -> tuple[int, ...]:

@@ -56,6 +56,18 @@ class Location:
         except RuntimeError as error:
             raise InputError(f"{name}={value!r}: no path ({error})") from error
 
+    def followed(self, name: str = "path") -> Location:
+        """Return where a symbolic link leads, whether anything is there yet or not.
+
+        What is written beside its place, and renamed, would take the place of the link.
+        """
+        if not self.is_local or not self.path.is_symlink():
+            return self
+        try:
+            return Location(str(self.path.resolve()))
+        except (OSError, RuntimeError) as error:
+            raise InputError(f"{name}={self.url!r}: a link that leads nowhere ({error})") from error
+
     @property
     def is_local(self) -> bool:
         """Whether this is a path of this machine."""

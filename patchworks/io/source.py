@@ -254,6 +254,7 @@ def _select(
         calibration=calibration,
         name=name,
         time_axis=next((place for place, i in enumerate(kept) if kinds[i] == "time"), None),
+        has_one_time_point=any(k == "time" and i not in kept for i, k in enumerate(kinds)),
     )
     if several is None:
         return source

@@ -40,16 +40,18 @@ def otsu_threshold(values: np.ndarray, n_bins: int = 256) -> float:
     low, high = finite.min().item(), finite.max().item()
     if low == high:
         return float(low)
-    integers = finite.dtype.kind in "iu" and high - low < n_bins
-    base = low if finite.dtype.kind in "iu" else 0.0  # large offsets would cost digits
-    edges = (
-        np.arange(high - low + 2) if integers else np.linspace(low - base, high - base, n_bins + 1)
-    )
-    counts, _ = np.histogram(finite, bins=edges + base)
+    base = 0
+    if finite.dtype.kind in "iu":  # large offsets would cost digits
+        base, unsigned = low, finite.astype(f"u{finite.dtype.itemsize}", copy=False)
+        finite = unsigned - unsigned.dtype.type(low % 2 ** (8 * finite.dtype.itemsize))
+        low, high = 0, high - low
+    integers = finite.dtype.kind == "u" and high < n_bins
+    edges = np.arange(high + 2) if integers else np.linspace(low, high, n_bins + 1)
+    counts, _ = np.histogram(finite, bins=edges)
     centres = edges[:-1] if integers else (edges[:-1] + edges[1:]) / 2
     below, total = np.cumsum(counts), finite.size
     sums = np.cumsum(counts * centres)
     with np.errstate(divide="ignore", invalid="ignore"):
         between = (sums[-1] * below / total - sums) ** 2 / (below * (total - below))
     best = int(np.nanargmax(between[:-1]))
-    return float(base + (centres[best] if integers else edges[best + 1]))
+    return float(base + (int(centres[best]) if integers else float(edges[best + 1])))

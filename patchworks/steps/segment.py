@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import ENOMEM
 
 import numpy as np
 
-from patchworks.errors import ImageReadError, SegmenterError, may_heal
+from patchworks.errors import ImageReadError, MemoryBudgetError, SegmenterError, may_heal
 from patchworks.geometry.box import Box
 from patchworks.geometry.grid import Tile
 from patchworks.io.tile_reader import TileReader
@@ -51,9 +52,15 @@ def _naming(reader: TileReader, tile: Tile) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        where, said = f"tile {tile.index} at {tile.core.start}", f"{type(error).__name__}: {error}"
+        if isinstance(error, MemoryError) or getattr(error, "errno", 0) == ENOMEM:
+            raise MemoryBudgetError(
+                f"{where}: no memory to read {reader.source.name} there ({said}); give smaller "
+                f"tiles (tile_shape=) or fewer at a time (max_workers=)"
+            ) from error
         unread = ImageReadError(
-            f"tile {tile.index} at {tile.core.start}: {reader.source.name} cannot be read there "
-            f"({type(error).__name__}: {error}); repair the image, and call again"
+            f"{where}: {reader.source.name} cannot be read there ({said}); repair the image, and "
+            f"call again"
         )
         unread.heals = isinstance(error, OSError)  # what cannot be decoded stays so
         raise unread from error
@@ -108,12 +115,15 @@ def check_labels(labels: object, tile: Tile, segmenter: Segmenter) -> np.ndarray
     if labels is None:
         raise SegmenterError(f"{where} None; return the labels (is a `return` missing?)")
     try:
-        found = np.asarray(labels)
-    except ValueError as error:
-        raise SegmenterError(
+        # What is masked is no object: the mask would be lost.
+        found = labels.filled(0) if isinstance(labels, np.ma.MaskedArray) else np.asarray(labels)
+    except Exception as error:  # arrays on a GPU raise what they like
+        failure = SegmenterError(
             f"{where} a {type(labels).__name__} that is no array ({error}); return one label per "
-            f"voxel"
-        ) from error
+            f"voxel, as a NumPy array"
+        )
+        failure.heals = may_heal(error)
+        raise failure from error
     seen = tile.seen(tile.read.shape)
     if found.shape != seen:
         raise SegmenterError(
