@@ -80,7 +80,7 @@ def plan_images(source: Any, target: PathLike, options: ConversionOptions) -> Co
     if options.scene != ALL_SCENES:
         plan = plan_conversion(source, target, options)
         return CollectionPlan(place=plan.place, parts=(plan,))
-    place = Location.parse(target, "target")
+    place = Location.parse(target, "target").followed("target")
     check_apart(source, place)
     readers = [
         open_reader(source, scene=index, axes=options.axes, reader=options.reader)

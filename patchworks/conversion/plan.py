@@ -159,7 +159,7 @@ def plan_conversion(source: Any, target: PathLike, options: ConversionOptions) -
     TargetExistsError, TargetNotWritableError
         If something else is at the target, or nothing can be written there.
     """
-    place = Location.parse(target, "target")
+    place = Location.parse(target, "target").followed("target")
     check_apart(source, place)
     reader = open_reader(source, scene=options.scene, axes=options.axes, reader=options.reader)
     try:

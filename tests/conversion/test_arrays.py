@@ -458,3 +458,16 @@ def test_many_threads_write_what_one_does(tmp_path):
                 )  # fmt: skip
             made.append(target)
         assert same_store(*made)
+
+
+def test_a_link_that_leads_nowhere_yet_is_followed(tmp_path):
+    image = np.arange(400, dtype="uint16").reshape(20, 20)
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "link.zarr").symlink_to(tmp_path / "scratch" / "image.zarr")
+    for voxels in (image, image + 1):
+        to_ome_zarr(voxels, tmp_path / "link.zarr", progress=False, overwrite=True)
+    assert (tmp_path / "link.zarr").is_symlink()
+    assert [p.name for p in (tmp_path / "scratch").iterdir() if p.suffix == ".zarr"] == [
+        "image.zarr"
+    ]
+    assert np.array_equal(zarr.open_array(tmp_path / "link.zarr/0", mode="r")[...], image + 1)
