@@ -61,12 +61,14 @@ class Location:
 
         What is written beside its place, and renamed, would take the place of the link.
         """
-        if not self.is_local or not self.path.is_symlink():
-            return self
         try:
-            return Location(str(self.path.resolve()))
+            is_link = self.is_local and self.path.is_symlink()
+            return Location(str(self.path.resolve())) if is_link else self
         except (OSError, RuntimeError) as error:
-            raise InputError(f"{name}={self.url!r}: a link that leads nowhere ({error})") from error
+            said = getattr(error, "strerror", None) or str(error)
+            raise InputError(
+                f"{name}={self.url!r}: no path, or no end of links ({said})"
+            ) from error
 
     @property
     def is_local(self) -> bool:
