@@ -143,7 +143,13 @@ def start(flow: Flow[Any, Any], job: Job, parameters: Mapping[str, Any]) -> Any:
         What it does.
     parameters : mapping
         The form as if somebody had filled it in.
+
+    Raises
+    ------
+    InputError
+        Before a server is started, if a name of a file cannot be sent to it.
     """
     live = flow.with_options(validate_parameters=False)
+    form = {name: shown(value) for name, value in parameters.items()}
     with interruptible(), prefect_server(announce=True), _handed_over(job):
-        return live(**{name: shown(value) for name, value in parameters.items()})
+        return live(**form)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from os import PathLike, fspath
+from os import PathLike, fsencode, fspath
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
@@ -206,11 +206,17 @@ def said_of(error: ValidationError) -> str:
 
 
 def shown(value: Any) -> Any:
-    """Return a value as the run page shows it: JSON as it is, all else by its name."""
-    if value is None or isinstance(value, (bool, int, float, str)):
+    """Return a value as the run page shows it: JSON as it is, all else by its name.
+
+    Raises
+    ------
+    InputError
+        If there is a name of a file in it that the server cannot be told.
+    """
+    if value is None or isinstance(value, (bool, int, float)):
         return value
-    if isinstance(value, PathLike):
-        return str(fspath(value))
+    if isinstance(value, (str, PathLike)):
+        return _utf8(str(fspath(value)))
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     if isinstance(value, Mapping):
@@ -218,3 +224,14 @@ def shown(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [shown(item) for item in value]
     return str(getattr(value, "__qualname__", type(value).__name__))
+
+
+def _utf8(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        readable = fsencode(text).decode("utf-8", "backslashreplace")
+        raise InputError(
+            f"{readable}: this name is not UTF-8, and a Prefect server takes no other; rename it"
+        ) from None
+    return text

@@ -161,6 +161,10 @@ def _arrival(
 def _walk(listing: Listing, folder: str, leave_out: frozenset[str]) -> Iterator[_Found]:
     """Yield the files, and the folders that are one image, below a folder."""
     inside = [e for e in listing.entries(folder) if not e.is_hidden and e.path not in leave_out]
+    for entry in inside:
+        if not entry.is_utf8 and (entry.is_folder or is_image(entry.name)):
+            listing.warn_once(entry.path, "its name is not UTF-8; rename it")
+    inside = [entry for entry in inside if entry.is_utf8]
     files = tuple([entry for entry in inside if not entry.is_folder])
     for entry in files:
         if is_image(entry.name):

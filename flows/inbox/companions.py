@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 from urllib.parse import unquote
-from xml.etree import ElementTree
 
 import tifffile
 
@@ -131,7 +130,7 @@ def parts_of(listing: Listing, entry: Entry, siblings: Sequence[Entry]) -> Parts
         if name.endswith(TIFF.suffixes):
             xml = _ome_xml_of(listing, entry)
             return Parts(entry.path) if xml is None else _of_ome(xml, entry)
-    except (OSError, ValueError, struct.error, ElementTree.ParseError):
+    except Exception:  # noqa: BLE001 - of a damaged file, tifffile raises whatever it stumbles on
         pass
     return Parts(entry.path)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from patchworks.errors import SourceNotFoundError
 from patchworks.io.location import Location
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +50,15 @@ class Entry:
         """Whether it is none of the microscope's: hidden, as unfinished copies often are."""
         return self.name.startswith((".", "~$"))
 
+    @property
+    def is_utf8(self) -> bool:
+        """Whether the ledger and the parameters of a run can hold the path."""
+        try:
+            self.path.encode()
+        except UnicodeEncodeError:
+            return False
+        return True
+
 
 @dataclass(frozen=True, slots=True)
 class Listing:
@@ -57,9 +68,12 @@ class Listing:
     ----------
     location : Location
         Where it is.
+    warned : set of str
+        What was warned of: each pass and each watcher says it once, not at every look.
     """
 
     location: Location
+    warned: set[str] = field(default_factory=set, compare=False, repr=False)
 
     def check(self) -> None:
         """Raise SourceNotFoundError if there is no such folder; a prefix may hold nothing yet."""
@@ -98,14 +112,30 @@ class Listing:
         """Return the absolute path or URL of something in the inbox."""
         return Location(f"{self.location.url.rstrip('/')}/{path}")
 
+    def warn_once(self, path: str, problem: str) -> None:
+        """Say why something in the inbox is left alone, so that all else goes on."""
+        place = os.fsencode(str(self.place(path))).decode("utf-8", "backslashreplace")
+        text = f"{place}: left alone: {problem}"
+        if text not in self.warned:
+            self.warned.add(text)
+            logger.warning("%s", text)
+
     def _local(self, folder: str) -> Iterable[Entry]:
         try:
             with os.scandir(self.location.path / folder) as scanned:
                 for each in scanned:
-                    with suppress(FileNotFoundError):  # it was renamed or removed meanwhile
+                    try:
                         yield from _of_disk(each, folder)
+                    except FileNotFoundError:  # it was renamed or removed meanwhile
+                        continue
+                    except OSError as error:
+                        self.warn_once(_joined(folder, each.name), error.strerror or str(error))
         except (FileNotFoundError, NotADirectoryError):
             return
+        except PermissionError as error:
+            if not folder:
+                raise
+            self.warn_once(folder, error.strerror or str(error))
 
     def _remote(self, folder: str) -> Iterable[Entry]:
         filesystem, root = self.location.filesystem()

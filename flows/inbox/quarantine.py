@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from patchworks.fingerprint import digest
 from patchworks.io.stage import write_whole
 
 logger = logging.getLogger(__name__)
+
+_LONGEST = 230
+"""Bytes of an image's name that leave room for the endings of its text and of the text's draft."""
 
 HOW_TO_GO_ON = """\
 The file lies where it was, and nothing of it was changed. It is tried again when
@@ -34,7 +38,12 @@ class Quarantine:
 
     def text_of(self, path: str) -> Path:
         """Return where the reason for an image is, by its path below the inbox."""
-        return self.root / f"{path}.txt"
+        text = self.root / path
+        name = text.name.encode()
+        if len(name) > _LONGEST:
+            begin = name[: _LONGEST - 9].decode(errors="ignore")
+            text = text.with_name(f"{begin}-{digest('quarantine', path)[:8]}")
+        return text.with_name(f"{text.name}.txt")
 
     def holds(self, path: str) -> bool:
         """Whether a text says that an image failed."""

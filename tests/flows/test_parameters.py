@@ -2,16 +2,18 @@
 
 import importlib
 import inspect
+import os
 
 import numpy as np
 import pytest
+import tifffile
 from prefect.exceptions import ParameterTypeError, SignatureMismatchError
 from prefect.utilities.callables import parameter_schema
 from pydantic_core import PydanticUndefined
 
 from flows.cluster import ClusterSpec
 from flows.parameters import Run, Selection, Tiles, checked, shown, split_keywords
-from flows.segment_image import plan_segmentation
+from flows.segment_image import plan_segmentation, segment_image
 from flows.segmenter_choice import (
     TYPED,
     Blobs,
@@ -183,6 +185,14 @@ def test_keywords_go_to_their_groups():
 def test_a_bad_value_from_python_names_its_keyword():
     with pytest.raises(InputError, match=r"retries=-1: .*greater than or equal to 0"):
         checked(Run, {"retries": -1})
+
+
+def test_a_name_that_is_not_utf8_is_refused_before_a_server_is_started(tmp_path, monkeypatch):
+    monkeypatch.setattr("flows.job.prefect_server", None)
+    image = tmp_path / os.fsdecode(b"im\xe4.tif")
+    tifffile.imwrite(image, np.zeros((8, 9), "uint8"))
+    with pytest.raises(InputError, match=r"im\\xe4\.tif: this name is not UTF-8.*rename it"):
+        segment_image(image, segmenter="threshold", max_workers=1)
 
 
 def test_live_values_are_shown_by_their_names(tmp_path):

@@ -200,6 +200,35 @@ class TestCompanions:
             (tmp_path / name).write_bytes(b"\xff not what it says")
         assert len(settled(tmp_path)) == 4
 
+    def test_one_damaged_byte_makes_an_image_of_its_own(self, tmp_path):
+        tifffile.imwrite(tmp_path / "a.ome.tif", IMAGE)
+        content = bytearray((tmp_path / "a.ome.tif").read_bytes())
+        for place in range(len(content) - IMAGE.nbytes):
+            damaged = content.copy()
+            damaged[place] = 1
+            (tmp_path / "a.ome.tif").write_bytes(damaged)
+            assert list(settled(tmp_path)) == ["a.ome.tif"], place
+
+
+def test_a_folder_one_may_not_look_into_is_left_alone_but_not_the_inbox_itself(
+    tmp_path, monkeypatch, caplog
+):
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / "a.czi").write_bytes(b"x")
+    closed, scandir = [tmp_path / "lost+found"], os.scandir
+
+    def scan(folder: Path) -> object:
+        if folder in closed:
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr("flows.inbox.listing.os.scandir", scan)
+    assert list(settled(tmp_path)) == ["a.czi"]
+    assert "lost+found: left alone: Permission denied" in caplog.text
+    closed.append(tmp_path)
+    with pytest.raises(PermissionError):
+        settled(tmp_path)
+
 
 def test_a_prefix_of_a_bucket_is_an_inbox_too(tmp_path):
     files = fsspec.filesystem("memory")

@@ -24,6 +24,8 @@ from flows.parameters import Tiles
 from patchworks.errors import InputError
 from tests.inbox.stand_in import Runs, intake, step
 
+NOT_UTF8 = os.fsdecode(b"sc\xe4n")
+
 
 def an_inbox(folder: Path, n_images: int) -> Inbox:
     folder.mkdir(exist_ok=True)
@@ -312,6 +314,44 @@ def test_results_never_share_a_name(tmp_path):
     finish(inbox, runs)
     again = list(runs.asked.values())[-1][1]
     assert Path(again["target"]).name == targets["scan.czi"], "a file keeps the name it was given"
+
+
+@pytest.mark.parametrize(
+    "spoil, said",
+    [
+        (lambda folder: (folder / "loop.czi").symlink_to("loop.czi"), "loop.czi"),
+        (lambda folder: (folder / NOT_UTF8).mkdir(), "name is not UTF-8"),
+        (lambda folder: (folder / f"{NOT_UTF8}.czi").touch(), "name is not UTF-8"),
+    ],
+    ids=["loop", "folder", "file"],
+)
+def test_an_entry_that_cannot_be_looked_at_is_said_once_and_stops_no_other(
+    tmp_path, caplog, spoil, said
+):
+    folder = tmp_path / "inbox"
+    inbox, runs = an_inbox(folder, 2), Runs()
+    spoil(folder)
+    finish(inbox, runs)
+    finish(inbox, runs)
+    assert [Path(source).name for source in runs.sources] == ["00.czi", "01.czi"]
+    assert len([m for m in caplog.messages if said in m]) == 1, caplog.messages
+    assert not list((folder / ".ledger").rglob(".*.tmp"))
+
+
+def test_an_image_whose_name_leaves_no_room_for_an_ending_is_quarantined(tmp_path):
+    folder = tmp_path / "inbox"
+    inbox, runs = an_inbox(folder, 1), Runs()
+    for letter in "ab":
+        (folder / f"{'x' * 250}{letter}.czi").write_bytes(b"x")
+    step(inbox, runs)
+    runs.ended = dict.fromkeys(runs.asked, Outcome("failed", "no luck"))
+    assert not step(inbox, runs).has_work
+    assert len(inbox.ledger.records("quarantined")) == 3
+    texts = list((folder / "quarantine").iterdir())
+    assert len(texts) == 3
+    for text in texts:
+        text.unlink()
+    assert step(inbox, runs).n_open == 3, "tried again when its text is deleted"
 
 
 def test_a_damaged_record_costs_its_own_image_a_second_look(tmp_path):
