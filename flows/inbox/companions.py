@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -209,7 +210,8 @@ def _of_czi(listing: Listing, entry: Entry, siblings: Sequence[Entry]) -> Parts:
         return Parts(entry.path, (), waits_for)
     for other in siblings:
         if other.path != entry.path and other.name.lower().endswith(".czi"):
-            with listing.open(other.path) as file:
+            # One that is no CZI file yet may be on its way: it says nothing of this one.
+            with suppress(OSError, ValueError, struct.error), listing.open(other.path) as file:
                 if CziHeader.read(file).own == header.first:
                     return Parts(other.path, (entry.path,), waits_for)
     missing = f"{entry.path} is part {header.part} of an image whose first part is not there"

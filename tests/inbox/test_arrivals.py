@@ -188,6 +188,16 @@ class TestCompanions:
             found = arrivals(tmp_path, memory, now)
         assert [(a.path, a.waits_for, len(a.files)) for a in found] == [("a.czi", "", 2)]
 
+    @pytest.mark.parametrize("content", [b"", b"ZISRAW", b"no CZI file" * 100])
+    def test_a_part_finds_its_first_part_whatever_lies_beside_them(self, tmp_path, content):
+        first, second = bytes(range(16)), bytes(range(16, 32))
+        (tmp_path / "a.czi").write_bytes(content)  # looked at before the first part
+        (tmp_path / "c.czi").write_bytes(_czi_header(first, second, 1))
+        assert "first part is not there" in settled(tmp_path)["c.czi"].waits_for
+        (tmp_path / "b.czi").write_bytes(_czi_header(first, first, 0))
+        found = settled(tmp_path)
+        assert {path: len(each.files) for path, each in found.items()} == {"a.czi": 1, "b.czi": 2}
+
     @pytest.mark.skipif(not DATA.is_dir(), reason="real files are not here")
     @pytest.mark.parametrize("name", ["s_1_t_1_c_1_z_1.czi", "mosaic_test.czi"])
     def test_real_czi_files_are_whole(self, name):
