@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from flows.inbox.arrivals import Arrival, look, stem_of
 from flows.inbox.ledger import Ledger
-from flows.inbox.listing import Listing, below
+from flows.inbox.listing import Listing, below, same_place
 from flows.inbox.memory import Memory
 from flows.inbox.quarantine import Quarantine
 from patchworks.errors import InputError
@@ -48,7 +48,8 @@ class Inbox:
         Raises
         ------
         InputError
-            If the inbox is a URL and one of the others is missing.
+            If the inbox is a URL and one of the others is missing, or results were to go into the
+            inbox itself.
         SourceNotFoundError
             If there is no such folder.
         """
@@ -61,6 +62,11 @@ class Inbox:
         listing = Listing(location)
         listing.check()
         place = Location.parse(results, "results") if results else location / RESULTS
+        if same_place(location, place):
+            raise InputError(
+                f"results={results}: is the inbox itself, where each result would be a new image; "
+                f"name a folder in it, such as {location / RESULTS}, or one elsewhere"
+            )
         work = Location.parse(work_dir, "work_dir") if work_dir else location
         if not work.is_local:
             raise InputError(f"work_dir={work_dir}: a URL; give a local folder")
@@ -95,7 +101,8 @@ class Inbox:
             self.listing, memory, now=time.time(), settle_s=settle_s, leave_out=self.leave_out
         )
         memory.save(seen)
-        return arrivals
+        # Results of other settings may lie outside of `leave_out`.
+        return [a for a in arrivals if not self.ledger.is_target(str(self.listing.place(a.path)))]
 
     def target_of(self, path: str) -> str:
         """Return where the OME-Zarr image of a file goes, and keep it from other files."""

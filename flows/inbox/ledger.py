@@ -225,7 +225,7 @@ class Ledger:
             The file, below the inbox; asked again, it gets the same name.
         """
         for target in candidates:
-            owner = self.root / "targets" / digest("target", target)[:32]
+            owner = self._owner(target)
             draft = owner.with_name(f".{owner.name}.{uuid4().hex[:8]}.tmp")
             draft.write_text(path, encoding="utf-8")
             try:
@@ -234,6 +234,13 @@ class Ledger:
             finally:
                 draft.unlink(missing_ok=True)
         raise AssertionError("the candidates ended")
+
+    def is_target(self, place: str) -> bool:
+        """Whether something is a result, by its path or URL: its name was given to a file."""
+        return self._owner(place).exists()
+
+    def _owner(self, target: str) -> Path:
+        return self.root / "targets" / digest("target", target)[:32]
 
     def _file(self, state: State, key: str) -> Path:
         return self.root / state / f"{key}.json"

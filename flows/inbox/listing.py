@@ -190,6 +190,13 @@ def _joined(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
 
+def same_place(one: Location, other: Location) -> bool:
+    """Whether two locations are the same folder or prefix, however they are written."""
+    if one.is_local and other.is_local:
+        return one.path.resolve() == other.path.resolve()
+    return one == other
+
+
 def below(inbox: Location, place: Location) -> str | None:
     """Return the path of a place below an inbox, or None if it lies elsewhere.
 

@@ -354,6 +354,34 @@ def test_an_image_whose_name_leaves_no_room_for_an_ending_is_quarantined(tmp_pat
     assert step(inbox, runs).n_open == 3, "tried again when its text is deleted"
 
 
+def test_results_cannot_go_into_the_inbox_itself_whatever_it_is_called(tmp_path):
+    folder = an_inbox(tmp_path / "inbox", 0).work_dir
+    (tmp_path / "link").symlink_to(folder)
+    for same in (folder, tmp_path / "link", folder / "a" / "..", folder.as_uri()):
+        with pytest.raises(InputError, match=r"the inbox itself.*inbox/results"):
+            Inbox.of(str(folder), str(same))
+    with pytest.raises(InputError, match="the inbox itself"):
+        Inbox.of("memory://in", "memory://in/", str(tmp_path))
+
+
+@pytest.mark.parametrize("then, now", [("inbox/out", None), ("inbox/out", "elsewhere"), (".", ".")])
+def test_a_result_is_never_taken_as_a_new_image_wherever_it_lies(tmp_path, then, now):
+    folder = tmp_path / "inbox"
+    an_inbox(folder, 1)
+    (folder / "inbox").mkdir()  # results above the inbox: those of this folder lie in the inbox
+    (folder / "inbox" / "deep.czi").write_bytes(b"x")
+    inbox, runs = Inbox.of(str(folder), str(tmp_path / then)), Runs()
+    step(inbox, runs)
+    for _, said in runs.asked.values():
+        result = Path(said["target"])
+        result.mkdir(parents=True)
+        (result / "zarr.json").write_text("{}")
+    finish(inbox, runs)
+    later = Inbox.of(str(folder), now and str(tmp_path / now))
+    finish(later, runs)
+    assert sorted(Path(source).name for source in runs.sources) == ["00.czi", "deep.czi"]
+
+
 def test_a_damaged_record_costs_its_own_image_a_second_look(tmp_path):
     inbox, runs = an_inbox(tmp_path / "inbox", 2), Runs()
     step(inbox, runs)
