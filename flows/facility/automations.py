@@ -14,6 +14,7 @@ from prefect.events.schemas.events import ResourceSpecification
 
 OF_FLOW_RUNS = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
 PREFIX = "patchworks - "
+DEAD_RUNS = "dead runs"
 DEAD_AFTER_S = 600.0
 """Seconds without a heartbeat after which a run counts as dead: more than the server itself may be
 away, for it takes its own absence for that of all runs."""
@@ -45,7 +46,7 @@ def automations(notify: Iterable[UUID], *, dead_after_s: float) -> list[Automati
     """
     found = [
         _crashed(
-            "dead runs",
+            DEAD_RUNS,
             "A run whose process has sent no heartbeat is set to Crashed: it was killed, or its "
             "machine went down.",
             after={"heartbeat"},
@@ -67,6 +68,14 @@ def automations(notify: Iterable[UUID], *, dead_after_s: float) -> list[Automati
     if blocks:
         found.append(_word_of_failures(blocks))
     return found
+
+
+def dead_after_of(client: SyncPrefectClient) -> float:
+    """Return after how many seconds without a heartbeat a run counts as dead on the server."""
+    for automation in client.read_automations_by_name(f"{PREFIX}{DEAD_RUNS}"):
+        if isinstance(automation.trigger, EventTrigger):
+            return automation.trigger.within.total_seconds()
+    return DEAD_AFTER_S
 
 
 def _crashed(
@@ -116,6 +125,8 @@ def _word_of_failures(blocks: Iterable[UUID]) -> AutomationCore:
 def ensure_automations(client: SyncPrefectClient, wanted: Iterable[AutomationCore]) -> None:
     """Make each automation, or bring it up to date; one that a person switched off stays off.
 
+    Notifications to other blocks, of earlier calls or of people, stay.
+
     Parameters
     ----------
     client : SyncPrefectClient
@@ -128,7 +139,15 @@ def ensure_automations(client: SyncPrefectClient, wanted: Iterable[AutomationCor
         if not there:
             client.create_automation(automation)
             continue
-        kept = automation.model_copy(update={"enabled": there[0].enabled})
-        client.update_automation(there[0].id, kept)
+        actions = [*automation.actions, *_other_notifications(there[0], automation)]
+        kept = {"enabled": there[0].enabled, "actions": actions}
+        client.update_automation(there[0].id, automation.model_copy(update=kept))
         for double in there[1:]:
             client.delete_automation(double.id)
+
+
+def _other_notifications(there: AutomationCore, wanted: AutomationCore) -> list[ActionTypes]:
+    """Return the notifications of an automation that are not those of the wanted one."""
+    ours = [a.block_document_id for a in wanted.actions if isinstance(a, SendNotification)]
+    sent = [a for a in there.actions if isinstance(a, SendNotification)]
+    return [action for action in sent if action.block_document_id not in ours]

@@ -21,7 +21,10 @@ def add_facility(commands: Any) -> None:
     deploy.add_argument("--cpu-runs", type=int, help="runs at a time without a GPU (default: 2)")
     deploy.add_argument("--gpus", type=int, help="GPUs that all runs may take (default: 1)")
     deploy.add_argument(
-        "--dead-after", type=float, metavar="SECONDS", help="without a heartbeat (default: 600)"
+        "--dead-after",
+        type=float,
+        metavar="SECONDS",
+        help="without a heartbeat (default: as it is, 600 at first)",
     )
     deploy.add_argument(
         "--schedules",

@@ -5,7 +5,7 @@
     work pools ─► GPU slots ─► deployments of prefect.yaml ─► what people had set ─► automations
 
 Called again it changes nothing but what is new: schedules that were switched on stay on, limits and
-parameters that were set in the UI stay.
+parameters that were set in the UI stay, and so do schedules and notifications that were added.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from prefect.flows import load_flow_from_entrypoint
 
 from flows.configured import configured_url
 from flows.errors import ServerError
-from flows.facility.automations import DEAD_AFTER_S, automations, ensure_automations
+from flows.facility.automations import automations, dead_after_of, ensure_automations
 from flows.facility.blocks import ensure_blocks
 from flows.facility.pools import ensure_gpu_slots, ensure_pools
 from flows.server import prefect_server
@@ -52,7 +52,7 @@ class Facility:
     cpu_runs, gpus : int, optional
         Runs at a time in the pool cpu; GPUs that runs may take, which is also the limit of the
         pool gpu.
-    dead_after_s : float
+    dead_after_s : float, optional
         Seconds without a heartbeat after which a run counts as dead.
     schedules : bool, optional
         Switch all schedules on or off.
@@ -63,7 +63,7 @@ class Facility:
     results: str | None = None
     cpu_runs: int | None = None
     gpus: int | None = None
-    dead_after_s: float = DEAD_AFTER_S
+    dead_after_s: float | None = None
     schedules: bool | None = None
 
 
@@ -78,7 +78,7 @@ class Deployed:
     n_gpu_slots : int
         GPUs that runs may take.
     notified : tuple of str
-        Environment variables of which a block was made.
+        Environment variables of which a block was made now.
     schedules : mapping of str to bool
         Whether each schedule is switched on, by deployment.
     """
@@ -109,12 +109,16 @@ def deploy(facility: Facility) -> Deployed:
         ensure_pools(client, {"cpu": facility.cpu_runs, "gpu": facility.gpus})
         n_slots = ensure_gpu_slots(client, facility.gpus)
         before = {name: _read(client, name) for name in names}
+        for name, said in zip(names, content_of(facility.file)["deployments"], strict=True):
+            _name_added_schedules(client, before[name], said)
         _run_prefect(facility, before.get(INBOX))
         for name in names:
             _keep_what_people_set(client, name, before[name], facility)
         blocks = ensure_blocks()
-        wanted = automations(blocks.values(), dead_after_s=facility.dead_after_s)
-        ensure_automations(client, wanted)
+        dead_after_s = facility.dead_after_s
+        if dead_after_s is None:
+            dead_after_s = dead_after_of(client)
+        ensure_automations(client, automations(blocks.values(), dead_after_s=dead_after_s))
         after = {name: _read(client, name) for name in names}
     return Deployed(
         deployments=tuple(names),
@@ -165,6 +169,23 @@ def _read(client: SyncPrefectClient, name: str) -> DeploymentResponse | None:
         return None
 
 
+def _name_added_schedules(
+    client: SyncPrefectClient, before: DeploymentResponse | None, said: Mapping[str, Any]
+) -> None:
+    """Give a slug to the schedules that have none, as those made in the UI.
+
+    Where all have one, `prefect deploy` changes those of the file alone; otherwise it deletes all
+    and makes those of the file anew. It refuses a file without slugs where the server has some.
+    """
+    of_file = said.get("schedules")
+    if before is None or not of_file or not all(each.get("slug") for each in of_file):
+        return
+    for schedule in before.schedules:
+        if schedule.slug is None:
+            slug, kept = f"added-{schedule.id.hex[:8]}", schedule.parameters  # else they are lost
+            client.update_deployment_schedule(before.id, schedule.id, slug=slug, parameters=kept)
+
+
 def _run_prefect(facility: Facility, inbox: DeploymentResponse | None) -> None:
     """Let Prefect's own command read the file."""
     known = dict(inbox.parameters) if inbox is not None else {}
@@ -201,12 +222,14 @@ def _keep_what_people_set(
     after = _read(client, name)
     if after is None:
         return
-    were = {each.slug: each.active for each in before.schedules} if before else {}
+    were = {each.slug: each for each in before.schedules} if before else {}
     for schedule in after.schedules:
-        is_on = were.get(schedule.slug, schedule.active)
-        is_on = is_on if facility.schedules is None else facility.schedules
-        if is_on != schedule.active:
-            client.update_deployment_schedule(after.id, schedule.id, active=is_on)
+        was = were.get(schedule.slug, schedule)
+        is_on = was.active if facility.schedules is None else facility.schedules
+        kept = was.parameters if schedule.slug is not None else {}
+        wanted: dict[str, Any] = {"active": is_on, "parameters": {**schedule.parameters, **kept}}
+        if wanted != {"active": schedule.active, "parameters": schedule.parameters}:
+            client.update_deployment_schedule(after.id, schedule.id, **wanted)
     if before is not None and name in (INBOX, NIGHTLY):
         said = {"inbox", "results", "folders"} if facility.inbox or facility.results else set()
         kept = {key: value for key, value in before.parameters.items() if key not in said}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from prefect.client.orchestration import get_client
@@ -14,7 +15,12 @@ from prefect.states import Completed, Running
 import flows
 from flows.cluster import ClusterSpec
 from flows.errors import ServerError
-from flows.facility.automations import DEAD_AFTER_S, automations, ensure_automations
+from flows.facility.automations import (
+    DEAD_AFTER_S,
+    automations,
+    dead_after_of,
+    ensure_automations,
+)
 from flows.facility.blocks import MAIL_URL, WEBHOOK_URL, ensure_blocks
 from flows.facility.deploy import Facility, content_of, deploy, names_in
 from flows.facility.mail import SmtpMail
@@ -168,6 +174,21 @@ class TestServer:
             assert (dead.enabled, dead.trigger.within.total_seconds()) == (False, 90)
             for name in POOLS:
                 client.delete_work_pool(name)
+            for found in client.read_automations():
+                client.delete_automation(found.id)
+
+    def test_how_long_is_dead_and_who_is_told_stay_until_somebody_says_otherwise(self):
+        webhook, mail = uuid4(), uuid4()
+        with get_client(sync_client=True) as client:
+            assert dead_after_of(client) == DEAD_AFTER_S
+            ensure_automations(client, automations([webhook, mail], dead_after_s=90))
+            assert dead_after_of(client) == 90
+            for now in ([mail], [], [webhook, mail]):
+                ensure_automations(client, automations(now, dead_after_s=dead_after_of(client)))
+                (word,) = client.read_automations_by_name("patchworks - word of failures")
+                told = sorted(action.block_document_id for action in word.actions)
+                assert told == sorted([webhook, mail]), "each once"
+                assert dead_after_of(client) == 90
             for found in client.read_automations():
                 client.delete_automation(found.id)
 

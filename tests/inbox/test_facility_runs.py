@@ -9,12 +9,15 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 import zarr
+from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.schedules import IntervalSchedule
 
 from tests.images import smooth_noise
 from tests.inbox.facility import Facility, a_facility, most_at_once, schedules_work
@@ -236,3 +239,34 @@ def test_deploy_changes_nothing_that_people_set(facility):
     assert after.parameters["inbox"] == str(facility.inbox)
     assert after.parameters["taking"]["trust_settings"] is True
     assert n_automations == 3
+
+
+def test_deploy_takes_away_nothing_that_people_added(facility):
+    webhook = {"PATCHWORKS_WEBHOOK_URL": "http://127.0.0.1:9/hook"}
+    mail = {"PATCHWORKS_MAIL_URL": "mailto://127.0.0.1:9?from=a@example.org&to=b@example.org"}
+    facility.extra = webhook | mail
+    facility.start_server()
+    facility.deploy("--dead-after", "3600")
+    second = DeploymentScheduleCreate(
+        schedule=IntervalSchedule(interval=timedelta(seconds=600)),
+        parameters={"inbox": "/data/second"},
+    )
+    with facility.client() as client:
+        inbox = client.read_deployment_by_name("process inbox/inbox").id
+        (first,) = client.read_deployment_schedules(inbox)
+        client.update_deployment_schedule(inbox, first.id, parameters={"work_dir": "/data/work"})
+        (made,) = client.create_deployment_schedules(inbox, [second])
+    for facility.extra, options in ((webhook, ()), ({}, ("--schedules", "off"))):
+        facility.deploy(*options)
+        with facility.client() as client:
+            schedules = client.read_deployment_schedules(inbox)
+            of_file, added = sorted(schedules, key=lambda schedule: schedule.id == made.id)
+            (dead,) = client.read_automations_by_name("patchworks - dead runs")
+            (word,) = client.read_automations_by_name("patchworks - word of failures")
+        assert (of_file.slug, of_file.active) == ("every-five-minutes", False)
+        assert of_file.parameters == {"work_dir": "/data/work"}
+        assert (added.id, added.schedule) == (made.id, made.schedule)
+        assert added.active == (not options)
+        assert added.parameters == {"inbox": "/data/second"}
+        assert dead.trigger.within == timedelta(seconds=3600)
+        assert len({action.block_document_id for action in word.actions}) == 2
