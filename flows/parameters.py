@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from os import PathLike, fsencode, fspath
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator
 
 from patchworks.errors import InputError
 
@@ -89,6 +89,12 @@ class Run(Group):
     tile_timeout_s: float | None = Field(default=None, gt=0)
     """Seconds that one tile may take before its worker is ended and a new one tries again: the only
     way out of a call into a driver that hangs. None: no limit."""
+
+    @field_validator("stage_dir", mode="before")
+    @classmethod
+    def _path_as_text(cls, stage_dir: Any) -> Any:
+        # A form holds text; callers from Python have path objects.
+        return fspath(stage_dir) if isinstance(stage_dir, PathLike) else stage_dir
 
 
 class Conversion(Group):

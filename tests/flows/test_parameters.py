@@ -12,6 +12,7 @@ from prefect.utilities.callables import parameter_schema
 from pydantic_core import PydanticUndefined
 
 from flows.cluster import ClusterSpec
+from flows.merge_labels import plan_merging
 from flows.parameters import Run, Selection, Tiles, checked, shown, split_keywords
 from flows.segment_image import plan_segmentation, segment_image
 from flows.segmenter_choice import (
@@ -213,3 +214,17 @@ def test_an_image_of_several_channels_is_planned_with_those_that_are_chosen(tmp_
     source = job.plan.source
     assert [channel.pick[0] for channel in source.channels] == np.ravel(channel).tolist()
     assert (source.shape, source.lead) == ((8, 9), np.shape(channel))
+
+
+@pytest.mark.parametrize("plan", ["segment", "merge"])
+def test_a_stage_dir_may_be_a_path_object(tmp_path, plan):
+    stage_dir = tmp_path / "stage"
+    groups = {"labels": {"write_to": tmp_path / "labels.zarr"}, "run": {"stage_dir": stage_dir}}
+    store = ome_zarr(tmp_path / "i.zarr", [np.zeros((8, 9), "uint8")], axes="yx")
+    if plan == "segment":
+        job = plan_segmentation(store, components, groups, cluster=ClusterSpec())
+    else:
+        merge = {"input_component": "0"}
+        job = plan_merging(store, groups | {"merge": merge}, cluster=ClusterSpec())
+    assert job.run.stage_dir == str(stage_dir)
+    assert stage_dir in job.plan.stage.root.parents
