@@ -1,6 +1,7 @@
 """The Prefect server of a run: the configured one, or an own one for as long as runs last.
 
 PREFECT_API_URL set  ──► that server: checked, used, never stopped
+a flow around it     ──► the temporary server that Prefect has started for it; likewise
 nothing configured   ──► history: loopback, private, shared by this user's runs; its database stays
 no usable folder     ──► own_server: the same, for this run alone; its database goes
 """
@@ -19,6 +20,7 @@ from uuid import UUID
 
 from prefect.client.base import ServerType
 from prefect.client.orchestration import get_client
+from prefect.context import AsyncClientContext, SyncClientContext
 from prefect.events import emit_event
 from prefect.events.worker import EventsWorker
 from prefect.settings import (
@@ -38,6 +40,10 @@ from flows.own_server import LOOPBACK, PRIVATE, is_healthy
 _DRAIN_S = 10.0
 _RECORD_S = 30.0  # 1000 task runs that end at once take 6 s
 _LOG = logging.getLogger(__name__)
+_TEMPORARY = (
+    "Prefect UI: none, this run is on the temporary server of the flow around it; set"
+    " PREFECT_API_URL, or call that flow in `with flows.server.prefect_server():`"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +72,8 @@ def prefect_server(
     """Yield a Prefect server, the one of this process and of the processes that it starts.
 
     A configured server (`PREFECT_API_URL` in the environment, a profile, settings) is used as it is
-    and left alone. Without one, a server starts on loopback; nested and concurrent calls, of other
+    and left alone. So is the temporary one of Prefect where the call is made inside a flow or task
+    that runs on it. Without one, a server starts on loopback; nested and concurrent calls, of other
     processes of this user too, share it, and the last to leave stops it. It ends as well when they
     are killed.
 
@@ -133,6 +140,11 @@ class _CurrentServer:
                 lent = self._server = _running_server(url, answer_timeout_s)
                 self._announcement = f"Prefect UI: {lent.ui_url}"
                 self._cleanup.enter_context(environment(_client_environment(url)))
+            elif around := _server_around():
+                lent = self._server = _running_server(around, answer_timeout_s)
+                self._announcement = _TEMPORARY
+                variables = _client_environment(around) | _without_proxy()
+                self._cleanup.enter_context(environment(variables))
             else:
                 lent = self._server = self._start(startup_timeout_s)
             self._users += 1
@@ -158,6 +170,16 @@ class _CurrentServer:
 
 
 _CURRENT = _CurrentServer()
+
+
+def _server_around() -> str | None:
+    """Return the URL of the server of the flow or task in which this is called, or None.
+
+    Its client stays in use for the flows inside it, whatever URL is set later: they and their
+    workers have to talk to the server that knows the run around them.
+    """
+    around = SyncClientContext.get() or AsyncClientContext.get()
+    return None if around is None else str(around.client.api_url).rstrip("/")
 
 
 def _running_server(url: str, timeout_s: float) -> PrefectServer:

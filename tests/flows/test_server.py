@@ -72,6 +72,37 @@ with prefect_server() as server:
     print(json.dumps([server.url, server.owned, os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"]]))
 """
 
+FLOWS_AROUND_FLOWS = """
+import asyncio, json, sys
+from pathlib import Path
+import numpy as np, zarr
+from prefect import flow
+from prefect.client.orchestration import get_client
+from flows import segment_image
+
+folder = Path(sys.argv[1])
+zarr.create_array(folder / "image.zarr", data=np.ones((32, 32), "u1"), chunks=(32, 32))
+
+def segment(name):
+    threshold = {"name": "threshold", "value": 0}
+    where = {"write_to": folder / f"{name}.zarr", "max_workers": 1}
+    return segment_image(folder / "image.zarr", segmenter=threshold, **where).n_objects
+
+@flow
+def outer():
+    return segment("outer")
+
+@flow
+async def outer_async():
+    return segment("async")
+
+objects = [outer(), asyncio.run(outer_async())]
+with get_client(sync_client=True) as client:
+    runs = client.read_flow_runs()
+inner = [run.parent_task_run_id is not None for run in runs]
+print(json.dumps([objects, sum(inner), [run.state_name for run in runs]]))
+"""
+
 
 def start_python(
     script: str,
@@ -88,7 +119,7 @@ def start_python(
         "TMPDIR": str(tmp_path),
     }
     return subprocess.Popen(
-        [sys.executable, "-c", script],
+        [sys.executable, "-c", script, tmp_path],
         stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=stderr,
@@ -245,6 +276,19 @@ def test_a_configured_server_is_used_and_left_running(
 
     assert used == [server.url, False, "false"]
     assert answers(server.url)
+
+
+def test_a_flow_inside_another_uses_the_server_of_that_one(tmp_path: Path) -> None:
+    found = run_python(
+        FLOWS_AROUND_FLOWS,
+        tmp_path,
+        PREFECT_HOME=str(tmp_path / "home"),
+        PREFECT_SERVER_ALLOW_EPHEMERAL_MODE="true",  # as outside of these tests
+        PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="90",  # the default, 20, is Prefect's
+    )
+
+    assert found == [[1, 1], 2, ["Completed"] * 4]
+    assert not (tmp_path / "data").exists(), "no server of our own beside it"
 
 
 def test_a_silent_configured_server_is_an_error_that_says_what_to_do() -> None:
