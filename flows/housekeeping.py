@@ -2,7 +2,7 @@
 
 ::
 
-    find what is old enough ─► hold the lock of its output ─► remove ─► report ─► free GPU slots
+    free GPU slots ─► find what is old enough ─► hold the lock of its output ─► remove ─► report
 """
 
 # No `from __future__ import annotations`: a served flow is sent to the process of its run without
@@ -23,6 +23,7 @@ from flows.facility.pools import free_forgotten_slots
 from flows.runners import send_library_logs
 from patchworks.errors import InputError
 from patchworks.io.abandoned import Fate, Remains, find_remains, remove
+from patchworks.io.location import Location
 
 _DAY_S = 86_400.0
 _MOST_ROWS = 500
@@ -58,16 +59,20 @@ def housekeeping_flow(
     """Remove stages and unfinished images that nobody has gone on with; free forgotten GPU slots.
 
     Args:
-        folders: Where to look; folders below them too.
+        folders: Where to look; folders below them too. Those in a bucket (a URL) are left out.
         older_than_days: Days for which nothing in them may have been written.
         dry_run: Only report what would be removed.
     """
     log = get_run_logger()
     send_library_logs("INFO")
-    places = [Path(folder).expanduser() for folder in folders if folder]
-    absent = [str(place) for place in places if not place.is_absolute()]
-    if absent or not places:
-        raise InputError(f"folders={folders}: expected absolute paths of folders to look in")
+    if not dry_run:
+        n_slots = ask(free_forgotten_slots, "forgotten GPU slots")
+        log.info("%s GPU slots that nobody held were freed", n_slots or 0)
+    places, remote = _places(folders)
+    for url in remote:
+        log.info("%s: left out, for only folders that this machine sees are looked into", url)
+    if not places:
+        log.info("folders=%s: none to look into", folders)
     age_s = older_than_days * _DAY_S
     ended: list[tuple[Remains, Fate]] = []
     for place in places:
@@ -77,11 +82,18 @@ def housekeeping_flow(
             ended.append((remains, fate))
     report = report_of(ended)
     _publish(ended, report, dry_run=dry_run)
-    if not dry_run:
-        n_slots = ask(free_forgotten_slots, "forgotten GPU slots")
-        log.info("%s GPU slots that nobody held were freed", n_slots or 0)
     log.info("%s", report)
     return report
+
+
+def _places(folders: list[str]) -> tuple[list[Path], list[str]]:
+    """Return the folders to look in, and the URLs that are none."""
+    said = [folder for folder in folders if folder]
+    remote = [folder for folder in said if not Location.parse(folder, "folders").is_local]
+    places = [Path(folder).expanduser() for folder in said if folder not in remote]
+    if not all(place.is_absolute() for place in places):
+        raise InputError(f"folders={folders}: expected absolute paths of folders to look in")
+    return places, remote
 
 
 def report_of(ended: list[tuple[Remains, Fate]]) -> CleanUpReport:

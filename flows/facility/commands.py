@@ -18,6 +18,9 @@ def add_facility(commands: Any) -> None:
     deploy.set_defaults(run=_deploy)
     deploy.add_argument("--inbox", help="folder that microscopes write into")
     deploy.add_argument("--results", help="where results go (default: results in the inbox)")
+    deploy.add_argument(
+        "--work-dir", help="local folder of the ledger (default: the inbox, if that is a folder)"
+    )
     deploy.add_argument("--cpu-runs", type=int, help="runs at a time without a GPU (default: 2)")
     deploy.add_argument("--gpus", type=int, help="GPUs that all runs may take (default: 1)")
     deploy.add_argument(
@@ -58,6 +61,7 @@ def _deploy(options: argparse.Namespace) -> None:
         "file": options.file,
         "inbox": options.inbox,
         "results": options.results,
+        "work_dir": options.work_dir,
         "cpu_runs": options.cpu_runs,
         "gpus": options.gpus,
         "dead_after_s": options.dead_after,

@@ -49,6 +49,8 @@ class Facility:
         The deployments.
     inbox, results : str, optional
         Folder that microscopes write into, and where results go.
+    work_dir : str, optional
+        Local folder of the ledger, which an inbox in a bucket needs.
     cpu_runs, gpus : int, optional
         Runs at a time in the pool cpu; GPUs that runs may take, which is also the limit of the
         pool gpu.
@@ -61,6 +63,7 @@ class Facility:
     file: Path = PREFECT_FILE
     inbox: str | None = None
     results: str | None = None
+    work_dir: str | None = None
     cpu_runs: int | None = None
     gpus: int | None = None
     dead_after_s: float | None = None
@@ -186,16 +189,42 @@ def _name_added_schedules(
             client.update_deployment_schedule(before.id, schedule.id, slug=slug, parameters=kept)
 
 
-def _run_prefect(facility: Facility, inbox: DeploymentResponse | None) -> None:
-    """Let Prefect's own command read the file."""
-    known = dict(inbox.parameters) if inbox is not None else {}
+def variables_of(facility: Facility, known: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the file's variables stand for.
+
+    Parameters
+    ----------
+    facility : Facility
+        What is said of it.
+    known : mapping
+        Parameters of the inbox that is on the server.
+
+    Raises
+    ------
+    InputError
+        If the inbox is a URL, and no local folder is said for its ledger.
+    """
     place = facility.inbox or known.get("inbox") or ""
     results = facility.results or ("" if facility.inbox else known.get("results") or "")
-    said = {
+    work_dir = facility.work_dir or known.get("work_dir") or ""
+    if "://" in work_dir:
+        raise InputError(f"--work-dir {work_dir}: a URL; expected a local folder for the ledger")
+    if facility.inbox and "://" in facility.inbox and not work_dir:
+        raise InputError(
+            f"--inbox {facility.inbox}: a URL, beside which no ledger can lie; say a local folder "
+            f"for it with --work-dir"
+        )
+    return {
         "PATCHWORKS_VERSION": version("patchworks"),
         "PATCHWORKS_INBOX": _absolute(place),
         "PATCHWORKS_RESULTS": _absolute(results or (f"{place}/results" if place else "")),
+        "PATCHWORKS_WORK_DIR": _absolute(work_dir),
     }
+
+
+def _run_prefect(facility: Facility, inbox: DeploymentResponse | None) -> None:
+    """Let Prefect's own command read the file."""
+    said = variables_of(facility, inbox.parameters if inbox is not None else {})
     prefect = [sys.executable, "-m", "prefect", "--no-prompt", "deploy"]
     done = subprocess.run(
         [*prefect, "--prefect-file", str(facility.file.absolute()), "--all"],
@@ -232,6 +261,7 @@ def _keep_what_people_set(
             client.update_deployment_schedule(after.id, schedule.id, **wanted)
     if before is not None and name in (INBOX, NIGHTLY):
         said = {"inbox", "results", "folders"} if facility.inbox or facility.results else set()
+        said |= {"work_dir"} if facility.work_dir else set()
         kept = {key: value for key, value in before.parameters.items() if key not in said}
         merged = {**after.parameters, **kept}
         if merged != after.parameters:

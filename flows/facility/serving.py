@@ -49,6 +49,7 @@ def serve_all(
         "PATCHWORKS_VERSION": version("patchworks"),
         "PATCHWORKS_INBOX": folder,
         "PATCHWORKS_RESULTS": f"{folder}/results" if folder else "",
+        "PATCHWORKS_WORK_DIR": "",
     }
     os.environ.update(said)
     content = content_of(file)

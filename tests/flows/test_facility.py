@@ -22,7 +22,7 @@ from flows.facility.automations import (
     ensure_automations,
 )
 from flows.facility.blocks import MAIL_URL, WEBHOOK_URL, ensure_blocks
-from flows.facility.deploy import Facility, content_of, deploy, names_in
+from flows.facility.deploy import Facility, content_of, deploy, names_in, variables_of
 from flows.facility.mail import SmtpMail
 from flows.facility.pools import (
     GPU_LIMIT,
@@ -50,6 +50,7 @@ def said_by_deploy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATCHWORKS_VERSION", "1.2.3")
     monkeypatch.setenv("PATCHWORKS_INBOX", "/data/inbox")
     monkeypatch.setenv("PATCHWORKS_RESULTS", "/data/results")
+    monkeypatch.setenv("PATCHWORKS_WORK_DIR", "")
 
 
 class TestFile:
@@ -104,6 +105,18 @@ class TestFile:
         assert trigger.expect == {"patchworks.inbox.image-settled"}
         flow = load_flow_from_entrypoint(inbox["entrypoint"])
         assert trigger.parameters.keys() <= flow.parameters.properties.keys()
+
+    def test_a_bucket_as_an_inbox_needs_a_local_folder_for_its_ledger(self, tmp_path):
+        bucket = "s3://scans/inbox"
+        with pytest.raises(InputError, match=r"s3://scans/inbox.*--work-dir"):
+            variables_of(Facility(inbox=bucket), {})
+        with pytest.raises(InputError, match=r"s3://scans/work.*local folder"):
+            variables_of(Facility(inbox=bucket, work_dir="s3://scans/work"), {})
+        said = variables_of(Facility(inbox=bucket, work_dir=str(tmp_path)), {})
+        assert said["PATCHWORKS_RESULTS"] == "s3://scans/inbox/results"
+        assert said["PATCHWORKS_WORK_DIR"] == str(tmp_path)
+        again = variables_of(Facility(inbox=bucket), {"work_dir": str(tmp_path)})
+        assert again == said, "as it is on the server"
 
     def test_a_file_that_is_none_is_an_error_of_one_line(self, tmp_path):
         with pytest.raises(InputError, match="in a clone of patchworks"):
@@ -210,6 +223,21 @@ class TestServer:
         assert "0123abcd" in shown[0].data
         with pytest.raises(InputError, match="absolute"):
             housekeeping_flow(["here"])
+
+    def test_the_nightly_clean_up_leaves_out_buckets_and_frees_slots_whatever_the_folders(
+        self, tmp_path, monkeypatch
+    ):
+        freed = []
+        monkeypatch.setattr("flows.housekeeping.free_forgotten_slots", freed.append)
+        (tmp_path / ".image.zarr.0123abcd.partial").mkdir()
+        os.utime(tmp_path / ".image.zarr.0123abcd.partial", (1e9, 1e9))
+        report = housekeeping_flow(["s3://scans/results", str(tmp_path)], dry_run=False)
+        assert report.n_folders == {"removed": 1}
+        for none in (["s3://scans/results"], [""]):  # as `deploy` says without an inbox
+            assert housekeeping_flow(none, dry_run=False).n_folders == {}
+        with pytest.raises(InputError, match="absolute"):
+            housekeeping_flow(["here"], dry_run=False)
+        assert len(freed) == 4
 
     @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")  # of apprise
