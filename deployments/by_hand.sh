@@ -32,7 +32,8 @@ postgres_bin() {  # Debian keeps PostgreSQL's programs out of PATH
 secret() { head -c 24 /dev/urandom | base64 | tr '+/' '-_'; }
 
 write_settings() {
-  local password database port
+  local password database port home
+  home=$(printf %s "$folder/prefect" | sed 's/[\\"$`]/\\&/g')  # it stands in double quotes
   password=$(secret) database=$(secret) port=${PATCHWORKS_DATABASE_PORT:-5433}
   (umask 077 && cat > "$settings.new" <<EOF
 # Settings of this facility's server; read by by_hand.sh, and by terminals that use the server.
@@ -58,7 +59,7 @@ PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT=false
 PREFECT_CLIENT_MAX_RETRIES=10
 PREFECT_CLIENT_RETRY_EXTRA_CODES=500
 DO_NOT_TRACK=1
-PREFECT_HOME=$folder/prefect
+PREFECT_HOME="$home"
 # Workers that by_hand.sh starts: POOL:FLOW RUNS AT A TIME, separated by spaces.
 PATCHWORKS_WORKERS="${PATCHWORKS_WORKERS:-light:20 cpu:2}"
 EOF
@@ -66,7 +67,18 @@ EOF
   mv "$settings.new" "$settings"
 }
 
-is_running() { [ -s "$folder/run/$1.pid" ] && kill -0 "$(cat "$folder/run/$1.pid")" 2>/dev/null; }
+# When a process started: its number alone may by now be another's, after a reboot above all.
+since() { echo "$(cat /proc/sys/kernel/random/boot_id) $(sed 's/.*) //' "/proc/$1/stat" | cut -d' ' -f20)"; }
+
+is_running() {
+  local pid file=$folder/run/$1
+  [ -s "$file.pid" ] || return 1
+  pid=$(cat "$file.pid")
+  kill -0 "$pid" 2>/dev/null || return 1
+  if [ -s "$file.since" ]; then [ "$(cat "$file.since")" = "$(since "$pid")" ]; return; fi
+  # Started by a version that kept the number alone: known by its command, that of `keep`.
+  [[ $(tr '\0\n' '  ' < "/proc/$pid/cmdline") == *"starting it again in 5 s"*"done $1 "* ]]
+}
 
 # Start a program in a session of its own, and again when it ends, until `end` says it is over.
 # $2: the signal that ends it in good order.
@@ -82,6 +94,7 @@ keep() {
       echo "$(date "+%F %T") ended; starting it again in 5 s"
       sleep 5 & wait $!
     done' "$name" "$signal" "$@" </dev/null >>"$folder/log/$name.log" 2>&1 &
+  since $! > "$folder/run/$name.since"
   echo $! > "$folder/run/$name.pid"
   echo "$name started; log: $folder/log/$name.log"
 }
@@ -93,7 +106,7 @@ end() {
   kill -TERM "$pid"
   for _ in $(seq 300); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
   kill -KILL -- "-$pid" 2>/dev/null || true
-  rm -f "$folder/run/$name.pid"
+  rm -f "$folder/run/$name".{pid,since}
   echo "$name ended"
 }
 

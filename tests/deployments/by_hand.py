@@ -52,7 +52,7 @@ class Facility:
 @contextmanager
 def facility(workers: str = "cpu:2") -> Iterator[Facility]:
     # Not the test's own folder: as root, PostgreSQL runs as another user, who must get there.
-    folder = Path(tempfile.mkdtemp(prefix="facility-"))
+    folder = Path(tempfile.mkdtemp(prefix="a facility "))
     folder.chmod(0o755)
     kept = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
     environment = {
