@@ -12,7 +12,7 @@ from typing import Any
 from flows.cli_models import add_models
 from flows.cli_segmenters import add_segmenters
 from flows.facility.commands import add_facility
-from patchworks.errors import PatchworksError
+from patchworks.errors import InputError, PatchworksError
 from patchworks.plugins.overview import overview_png
 from patchworks.report import HALVINGS, RunReport
 
@@ -221,8 +221,10 @@ def _tiling(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _segment(options: argparse.Namespace) -> None:
-    from flows.segment_image import converted_path, segment_image
+    from flows.segment_image import segment_image
 
+    if options.png:
+        _check_place_of(Path(options.png))
     report = segment_image(
         options.image,
         segmenter=_segmenter(options),
@@ -230,17 +232,38 @@ def _segment(options: argparse.Namespace) -> None:
         cluster=options.cluster,
         overwrite=options.overwrite,
     )
-    picture = None
+    _say(report)
     if options.png:
+        _draw(options, report.labels)
+
+
+def _check_place_of(picture: Path) -> None:
+    folder = picture.absolute().parent
+    if picture.is_dir() or not folder.is_dir():
+        problem = "is a folder" if picture.is_dir() else f"there is no folder {folder}"
+        raise InputError(f"--png {picture}: {problem}; expected a file in a folder that is there")
+
+
+def _draw(options: argparse.Namespace, labels: str) -> None:
+    from flows.segment_image import converted_path
+
+    try:
         picture = overview_png(
             converted_path(options.image) or options.image,
-            report.labels,
+            labels,
             options.png,
             channel=_one_or_several(options.channel),
             level=options.level,
             tile_shape=None if options.tile_shape == "auto" else options.tile_shape,
         )
-    _say(report, picture)
+    except PatchworksError:
+        raise
+    except OSError as error:
+        raise InputError(
+            f"--png {options.png}: no picture ({error.strerror or error}), but the labels are "
+            f"done; the same command with another --png only draws it"
+        ) from error
+    _print([("picture", str(picture.absolute()))])
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -295,7 +318,7 @@ def _view(options: argparse.Namespace) -> None:
     napari.run()
 
 
-def _say(report: RunReport, picture: Path | None) -> None:
+def _say(report: RunReport) -> None:
     tiles = f"{report.n_segmented} segmented"
     for n, what in ((report.n_empty, "empty"), (report.n_reused, "done before")):
         tiles += f", {n} {what}" if n else ""
@@ -308,8 +331,10 @@ def _say(report: RunReport, picture: Path | None) -> None:
     if report.n_halvings:
         lines.append(("memory", f"{report.n_halvings} {HALVINGS}"))
     lines += [("warning", warning) for warning in report.warnings]
-    if picture is not None:
-        lines.append(("picture", str(picture.absolute())))
+    _print(lines)
+
+
+def _print(lines: Sequence[tuple[str, str]]) -> None:
     for name, value in lines:
         print(f"{name:<22}{value}")  # noqa: T201
 

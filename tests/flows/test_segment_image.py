@@ -1,9 +1,11 @@
 """The flow: what it shows, refuses, keeps and returns, on a real server and real workers."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from scipy import ndimage
 from flows import segment_image
 from patchworks import load_ome_zarr
 from patchworks.errors import InputError, SegmenterError, SourceNotFoundError, TargetExistsError
+from patchworks.report import RunReport
 from tests.flows.runs import task_runs
 
 ROOT = Path(__file__).parents[2]
@@ -179,3 +182,33 @@ def test_an_error_of_the_command_is_one_line(tmp_path, capsys):
     assert error.startswith("patchworks: ")
     assert "nowhere.zarr" in error
     assert len(error.splitlines()) == 1
+
+
+def test_a_picture_that_has_no_place_is_refused_before_the_run(tmp_path, capsys):
+    from flows.cli import main
+
+    source = an_image(tmp_path)
+    for place, said in (("no/a.png", f"no folder {tmp_path / 'no'};"), (".", "is a folder")):
+        where = ["--write-to", str(tmp_path / "out.zarr"), "--png", str(tmp_path / place)]
+        assert main(["segment", str(source), *where]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("patchworks: --png")
+        assert said in error
+    assert not (tmp_path / "out.zarr").exists()
+
+
+def test_a_picture_that_cannot_be_drawn_takes_no_report_away(tmp_path, capsys, monkeypatch):
+    from flows.cli import main
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    report = RunReport(labels="out.zarr", n_tiles=1, n_objects=2)
+    segmenting = import_module("flows.segment_image")  # `flows.segment_image` is the function
+    monkeypatch.setattr(segmenting, "segment_image", lambda *_, **__: report)
+    monkeypatch.setattr("flows.cli.overview_png", full)
+    assert main(["segment", "image.zarr", "--png", str(tmp_path / "a.png")]) == 1
+    said = capsys.readouterr()
+    assert "objects               2" in said.out
+    assert "No space left on device" in said.err
+    assert len(said.err.splitlines()) == 1
