@@ -34,11 +34,13 @@ GPU_LIMIT = "patchworks-gpu"
 """The global concurrency limit that counts GPUs in use, across all runs."""
 
 DEFAULT_RUNS: dict[str, int | None] = {"cpu": 2, "gpu": 1, "light": None}
-"""Runs at a time in a pool that is made anew."""
+"""Runs at a time in a pool that is made anew, here or by a worker that was there before."""
 
 
 def ensure_pools(client: SyncPrefectClient, limits: Mapping[str, int | None]) -> None:
     """Make the work pools that are missing, and set the limits that are given.
+
+    A worker that starts first makes its pool itself, bare: such a one gets what is missing, once.
 
     Parameters
     ----------
@@ -54,6 +56,7 @@ def ensure_pools(client: SyncPrefectClient, limits: Mapping[str, int | None]) ->
     """
     for name, description in POOLS.items():
         limit = limits.get(name)
+        default = DEFAULT_RUNS[name] if limit is None else limit
         try:
             pool = client.read_work_pool(name)
         except ObjectNotFound:
@@ -63,7 +66,7 @@ def ensure_pools(client: SyncPrefectClient, limits: Mapping[str, int | None]) ->
                     type="process",
                     description=description,
                     base_job_template=ProcessWorker.get_default_base_job_template(),
-                    concurrency_limit=limit or DEFAULT_RUNS[name],
+                    concurrency_limit=default,
                 )
             )
             continue
@@ -72,7 +75,12 @@ def ensure_pools(client: SyncPrefectClient, limits: Mapping[str, int | None]) ->
                 f"work pool {name!r} is of type {pool.type!r}; expected 'process': delete it, or "
                 f"name another pool in deployments/prefect.yaml"
             )
-        if limit is not None and limit != pool.concurrency_limit:
+        if not pool.description:  # neither from here nor from a person
+            if pool.concurrency_limit is not None and limit is None:
+                default = pool.concurrency_limit
+            update = WorkPoolUpdate(description=description, concurrency_limit=default)
+            client.update_work_pool(name, update)
+        elif limit is not None and limit != pool.concurrency_limit:
             client.update_work_pool(name, WorkPoolUpdate(concurrency_limit=limit))
 
 

@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import StateType
 from prefect.flows import load_flow_from_entrypoint
 from prefect.states import Completed, Running
@@ -204,6 +205,23 @@ class TestServer:
                 assert dead_after_of(client) == 90
             for found in client.read_automations():
                 client.delete_automation(found.id)
+
+    def test_a_pool_that_a_worker_made_gets_its_default_limit_once(self):
+        with get_client(sync_client=True) as client:
+            for name in POOLS:
+                client.create_work_pool(WorkPoolCreate(name=name, type="process"))
+            client.update_work_pool("gpu", WorkPoolUpdate(concurrency_limit=4))
+
+            def limits() -> list[int | None]:
+                return [client.read_work_pool(name).concurrency_limit for name in POOLS]
+
+            ensure_pools(client, {})
+            assert limits() == [2, 4, None], "one that was set is left as it is"
+            client.update_work_pool("cpu", WorkPoolUpdate(concurrency_limit=None))
+            ensure_pools(client, {})
+            assert limits() == [None, 4, None], "so is one that was taken away since"
+            for name in POOLS:
+                client.delete_work_pool(name)
 
     def test_the_nightly_clean_up_reports_and_then_removes(self, tmp_path):
         left = tmp_path / ".image.zarr.0123abcd.partial"
