@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import argparse
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+_WEEK_S = 7 * 86_400.0
+_TWO_HEARTBEATS_S = 60.0  # a run that lives sends one every 30 s
+_MOST_RUNS = 2**16
 
 
 def add_facility(commands: Any) -> None:
@@ -21,14 +26,12 @@ def add_facility(commands: Any) -> None:
     deploy.add_argument(
         "--work-dir", help="local folder of the ledger (default: the inbox, if that is a folder)"
     )
-    deploy.add_argument("--cpu-runs", type=int, help="runs at a time without a GPU (default: 2)")
-    deploy.add_argument("--gpus", type=int, help="GPUs that all runs may take (default: 1)")
+    deploy.add_argument("--cpu-runs", type=_count, help="runs at a time without a GPU (default: 2)")
+    deploy.add_argument("--gpus", type=_count, help="GPUs that all runs may take (default: 1)")
     deploy.add_argument(
-        "--dead-after",
-        type=float,
-        metavar="SECONDS",
+        "--dead-after", type=_seconds(_TWO_HEARTBEATS_S), metavar="SECONDS",
         help="without a heartbeat (default: as it is, 600 at first)",
-    )
+    )  # fmt: skip
     deploy.add_argument(
         "--schedules",
         choices=("on", "off"),
@@ -46,12 +49,34 @@ def add_facility(commands: Any) -> None:
     watch.add_argument("--results", help="where results go (default: results in the inbox)")
     watch.add_argument("--work-dir", help="folder of the ledger (default: the inbox)")
     watch.add_argument(
-        "--settle", type=float, default=60.0, metavar="SECONDS",
+        "--settle", type=_seconds(0), default=60.0, metavar="SECONDS",
         help="for which nothing of an image may have changed (default: 60)",
     )  # fmt: skip
     watch.add_argument(
-        "--every", type=float, default=5.0, metavar="SECONDS", help="between two looks (default: 5)"
-    )
+        "--every", type=_seconds(0), default=5.0, metavar="SECONDS",
+        help="between two looks (default: 5)",
+    )  # fmt: skip
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) > _MOST_RUNS:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected an integer from 0 to {_MOST_RUNS}")
+    return int(text)
+
+
+def _seconds(least: float) -> Callable[[str], float]:
+    def parsed(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not least <= value <= _WEEK_S:  # nor is NaN
+            raise argparse.ArgumentTypeError(
+                f"{text!r}: expected seconds, from {least:g} to {_WEEK_S:g}"
+            )
+        return value
+
+    return parsed
 
 
 def _deploy(options: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ from prefect.flows import load_flow_from_entrypoint
 from prefect.states import Completed, Running
 
 import flows
+from flows.cli import main
 from flows.cluster import ClusterSpec
 from flows.errors import ServerError
 from flows.facility.automations import (
@@ -282,3 +283,21 @@ def test_without_a_server_deploy_says_which_line_is_missing(monkeypatch):
     monkeypatch.setattr("flows.facility.deploy.configured_url", lambda: None)
     with pytest.raises(ServerError, match="PREFECT_API_URL"):
         deploy(Facility(file=FILE))
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("deploy --gpus -1", "--gpus: '-1': expected an integer from 0 to"),
+        ("deploy --cpu-runs -1", "--cpu-runs: '-1': expected an integer from 0 to"),
+        ("deploy --dead-after nan", "--dead-after: 'nan': expected seconds, from 60 to"),
+        ("deploy --dead-after 5", "--dead-after: '5': expected seconds, from 60 to"),
+        ("watch inbox --every -1", "--every: '-1': expected seconds, from 0 to"),
+        ("watch inbox --settle inf", "--settle: 'inf': expected seconds, from 0 to"),
+    ],
+)
+def test_a_number_out_of_its_range_is_refused_before_anything_is_done(capsys, said, expected):
+    with pytest.raises(SystemExit) as ended:
+        main(said.split())
+    assert ended.value.code == 2
+    assert expected in capsys.readouterr().err.splitlines()[-1]
