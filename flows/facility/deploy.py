@@ -109,12 +109,14 @@ def deploy(facility: Facility) -> Deployed:
             "PREFECT_API_URL, such as http://127.0.0.1:4200/api"
         )
     with prefect_server(), get_client(sync_client=True) as client:
+        before = {name: _read(client, name) for name in names}
+        inbox = before.get(INBOX)
+        variables = variables_of(facility, inbox.parameters if inbox is not None else {})
         ensure_pools(client, {"cpu": facility.cpu_runs, "gpu": facility.gpus})
         n_slots = ensure_gpu_slots(client, facility.gpus)
-        before = {name: _read(client, name) for name in names}
         for name, said in zip(names, content_of(facility.file)["deployments"], strict=True):
             _name_added_schedules(client, before[name], said)
-        _run_prefect(facility, before.get(INBOX))
+        _run_prefect(facility.file, variables)
         for name in names:
             _keep_what_people_set(client, name, before[name], facility)
         blocks = ensure_blocks()
@@ -222,20 +224,19 @@ def variables_of(facility: Facility, known: Mapping[str, Any]) -> dict[str, str]
     }
 
 
-def _run_prefect(facility: Facility, inbox: DeploymentResponse | None) -> None:
+def _run_prefect(file: Path, variables: Mapping[str, str]) -> None:
     """Let Prefect's own command read the file."""
-    said = variables_of(facility, inbox.parameters if inbox is not None else {})
     prefect = [sys.executable, "-m", "prefect", "--no-prompt", "deploy"]
     done = subprocess.run(
-        [*prefect, "--prefect-file", str(facility.file.absolute()), "--all"],
-        env=os.environ | said,
+        [*prefect, "--prefect-file", str(file.absolute()), "--all"],
+        env={**os.environ, **variables},
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
         raise ServerError(
-            f"{facility.file}: `prefect deploy` ended with status {done.returncode}:\n"
+            f"{file}: `prefect deploy` ended with status {done.returncode}:\n"
             f"{done.stdout[-4000:]}{done.stderr[-4000:]}"
         )
 
