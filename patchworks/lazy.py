@@ -20,6 +20,7 @@ from patchworks.fingerprint import digest
 from patchworks.geometry.grid import TileGrid
 from patchworks.geometry.tile_shape import check_tile_shape
 from patchworks.io.image_source import HeldArray, ImageSource, StoredArray
+from patchworks.io.level_store import storable
 from patchworks.io.location import Location, open_array, open_group
 from patchworks.io.source import check_channel, find_array
 from patchworks.pipeline import RunPlan, with_source
@@ -138,7 +139,8 @@ def _into_stage(
         return found
     logger.info("the array of %.2f GiB goes into %s", array.nbytes / 2**30, location)
     group = zarr.open_group(location.store(read_only=False), mode="w", zarr_format=3)
-    group.create_array("0", shape=array.shape, chunks=chunks, dtype=array.dtype)
+    dtype = storable(np.dtype(array.dtype))
+    group.create_array("0", shape=array.shape, chunks=chunks, dtype=dtype)
     write(array, open_array(location, "0", mode="r+"))
     group.attrs[COMPLETE] = True
     return found

@@ -392,6 +392,12 @@ def test_each_chunk_of_a_large_dask_array_is_computed_once(tmp_path, expected, m
     assert np.array_equal(labels.compute(), expected)
 
 
+def test_a_large_dask_array_of_any_64_bit_integers_is_kept_in_the_stage(expected, monkeypatch):
+    monkeypatch.setattr("patchworks.lazy.IN_MEMORY_BYTES", 1000)
+    lazy = da.from_array(IMAGE.astype("longlong"), chunks=(20, 30, 40))
+    assert np.array_equal(tile_process(lazy, components, **KEYWORDS).compute(), expected)
+
+
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
 @pytest.mark.parametrize("axes", ["czyx", "tczyx", "cyx", "zcyx"])
 def test_the_channel_is_found_by_its_axis_wherever_it_is(version, axes, tmp_path):

@@ -108,7 +108,7 @@ class LevelStore:
                 shape=shape,
                 chunks=chunks,
                 shards=None if self.pyramid.shards is None else self.pyramid.shards[level],
-                dtype=self.dtype,
+                dtype=storable(self.dtype),
                 fill_value=0,
                 **self._encoding(),
             )
@@ -216,6 +216,20 @@ class LevelStore:
             place.rename(old)
         self.building.path.rename(place)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def storable(dtype: np.dtype) -> np.dtype:
+    """Return the dtype of the same voxels that zarr knows.
+
+    C has two 64-bit integers. NumPy takes them for equal, zarr knows only one; tifffile gives the
+    other.
+
+    Examples
+    --------
+    >>> storable(np.dtype("longlong")).char == np.dtype("int64").char
+    True
+    """
+    return np.dtype(dtype.str)
 
 
 def remove_chunks(array: ZarrArray, folder: Path, boxes: Iterable[Box]) -> None:

@@ -14,6 +14,7 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
+import tifffile
 import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -181,6 +182,20 @@ def test_other_dtypes_arrive_in_native_byte_order(tmp_path, dtype):
     voxels = np.random.default_rng(1).integers(0, 100, (40, 50)).astype(dtype)
     to_ome_zarr(voxels, tmp_path / "a.ome.zarr", n_levels=2, progress=False)
     check_pyramid(tmp_path / "a.ome.zarr", voxels.astype(voxels.dtype.newbyteorder("=")), 2)
+
+
+@pytest.mark.parametrize("dtype", ["longlong", "ulonglong"])
+@pytest.mark.parametrize("kind", ["numpy", "dask", "tiff"])
+def test_64_bit_integers_are_converted_by_whatever_name_c_has_for_them(tmp_path, kind, dtype):
+    voxels = np.arange(64 * 64).reshape(64, 64).astype(dtype)
+    source = da.from_array(voxels, 32) if kind == "dask" else voxels
+    if kind == "tiff":
+        source = tmp_path / "a.tif"
+        tifffile.imwrite(source, voxels)
+    for version in ("0.4", "0.5"):
+        target = tmp_path / f"{version}.ome.zarr"
+        to_ome_zarr(source, target, n_levels=2, ngff_version=version, progress=False)
+        check_pyramid(target, voxels, 2)
 
 
 def test_64_bit_levels_do_not_depend_on_how_the_image_is_cut(tmp_path):

@@ -76,7 +76,7 @@ def test_a_layer_in_memory_is_copied_once_and_segmented_as_ever():
     np.testing.assert_array_equal(load_ome_zarr(copy.place), IMAGE)
 
 
-@pytest.mark.parametrize("image", [IMAGE, blobs((2, 5, 30, 40))])
+@pytest.mark.parametrize("image", [IMAGE, blobs((2, 5, 30, 40)), IMAGE.astype("ulonglong")])
 def test_a_copy_holds_the_layer_and_its_time_axis(image):
     layer = in_memory(image, ("t", "z", "y", "x")[-image.ndim :])
     copy = CopyOfLayer(layer)

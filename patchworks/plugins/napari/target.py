@@ -13,6 +13,7 @@ import zarr
 from patchworks.errors import InputError, SourceNotFoundError
 from patchworks.geometry.grid import TileGrid
 from patchworks.geometry.image_pyramid import ImageLayout, plan_image_pyramid
+from patchworks.io.level_store import storable
 from patchworks.io.ngff import Axis, Calibration, default_axis_names, image_attributes
 from patchworks.io.source import open_source
 from patchworks.plugins.napari.layers import KEY
@@ -86,7 +87,7 @@ class CopyOfLayer:
         if self.place.exists():
             return self.place
         shape = tuple(map(int, self.voxels.shape))
-        dtype = np.dtype(self.voxels.dtype)
+        dtype = storable(np.dtype(self.voxels.dtype))
         axes = "".join([axis.name for axis in self.calibration.axes])
         block = (1,) * len(shape)
         plan = plan_image_pyramid(axes, shape, dtype.itemsize, block, ImageLayout(n_levels=1))
