@@ -29,9 +29,9 @@ from patchworks.io.level_store import PARTIAL_KEY, refresh_consolidated, remove_
 from patchworks.io.location import Location, ZarrArray, open_array, open_group
 from patchworks.io.ngff import Calibration, read_multiscale, with_levels
 from patchworks.io.run_lock import RunLock, lock_path_of
-from patchworks.io.source import NOT_ZARR, axes_of_array, open_node
+from patchworks.io.source import NOT_ZARR, open_node
 from patchworks.io.writing import writing
-from patchworks.readers.ome_zarr import axis_letters
+from patchworks.readers.axes import axes_of_unplaced, axis_letters
 from patchworks.readers.scene import ORDER, Scene
 from patchworks.run import whole_number
 from patchworks.steps.levels import Pool, build_level
@@ -284,7 +284,7 @@ def _calibration(
     """Return axes and scale of the base, as the metadata or the arguments have them."""
     found = read_multiscale(attributes, str(store))
     if found is None:
-        named = axes or axis_letters(axes_of_array(array))
+        named = axes or axes_of_unplaced(array, f"{store}/{base}")
         scene = Scene(
             name="", axes=_canonical(named, array, store), shapes=(array.shape,),
             dtype=array.dtype, block=array.chunks,

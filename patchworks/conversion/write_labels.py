@@ -23,7 +23,7 @@ from patchworks.io.ngff import Calibration
 from patchworks.io.run_lock import RunLock, lock_path_of
 from patchworks.io.source import FoundArray, find_array
 from patchworks.io.writing import writing
-from patchworks.readers.ome_zarr import axis_letters
+from patchworks.readers.axes import axis_letters
 from patchworks.readers.registry import open_reader
 from patchworks.readers.scene import SceneReader
 from patchworks.run import whole_number

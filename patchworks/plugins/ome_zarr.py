@@ -51,8 +51,9 @@ def to_ome_zarr(
     target : path or URL
         The store to make.
     axes : str, optional
-        Axes of the source in its own order, such as ``"czyx"``, where it does not say them. They
-        are written in the order t, c, z, y, x.
+        Axes of the source in its own order, such as ``"czyx"``, where it does not say them: an
+        array without names for its axes must have 2, 3 or 5 otherwise, ``"yx"``, ``"zyx"`` or
+        ``"tczyx"``. They are written in the order t, c, z, y, x.
     pixel_size : mapping of str to float, optional
         Micrometers per axis (seconds for t), such as ``{"z": 1.0, "y": 0.2, "x": 0.2}``, in place
         of what the source says. What neither says stays unknown: nothing is made up.
@@ -151,7 +152,7 @@ def add_pyramid(
         Path of the array in the group; it becomes level 0.
     axes : str, optional
         Its axes, in its own order, which must be that of t, c, z, y, x; by default as the metadata
-        or the array's dimension names say.
+        or the array's dimension names say, else ``"yx"``, ``"zyx"`` or ``"tczyx"`` for 2, 3 or 5.
     n_levels : int, optional
         Levels, the base included; by default as many as bring y and x under 1024 voxels.
     downscale : int

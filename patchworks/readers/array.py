@@ -23,11 +23,8 @@ from patchworks.io.identity import (
     identity_of_zarr_array,
 )
 from patchworks.io.location import Location, ZarrArray
-from patchworks.readers.axes import AxisOrder
+from patchworks.readers.axes import SURE, AxisOrder, axes_of_unplaced
 from patchworks.readers.scene import Scene, SceneReader
-
-SURE = {2: "yx", 3: "zyx", 5: "tczyx"}
-"""Axes of arrays that do not say what they are; with four, the first may be time or channel."""
 
 
 class ArrayReader(SceneReader):
@@ -38,7 +35,8 @@ class ArrayReader(SceneReader):
     array : numpy.ndarray, dask.array.Array or zarr.Array
         The array.
     axes : str, optional
-        Its axes, in its own order; ``"yx"``, ``"zyx"`` or ``"tczyx"`` if it has 2, 3 or 5.
+        Its axes, in its own order; by default the dimension names of a zarr array, else ``"yx"``,
+        ``"zyx"`` or ``"tczyx"`` if it has 2, 3 or 5.
     """
 
     format = "array"
@@ -57,6 +55,8 @@ class ArrayReader(SceneReader):
                 f"array of shape {shape}, unknown before it is computed; call its "
                 f"compute_chunk_sizes() first"
             )
+        if self.axes is None and isinstance(self.array, zarr.Array):
+            return AxisOrder.parse(axes_of_unplaced(self.array, "array"), shape, "array")
         if self.axes is None and len(shape) not in SURE:
             raise InputError(
                 f"array of shape {shape}: say what its {len(shape)} axes are, such as "

@@ -9,7 +9,15 @@ import numpy as np
 
 from patchworks.errors import InputError
 from patchworks.geometry.box import Box
+from patchworks.io.location import ZarrArray
+from patchworks.io.ngff import Axis
+from patchworks.io.source import axes_of_array
 from patchworks.readers.scene import ORDER
+
+KINDS = {"time": "t", "channel": "c"}
+
+SURE = {2: "yx", 3: "zyx", 5: "tczyx"}
+"""Axes of arrays that do not say what they are; with four, the first may be time or channel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,3 +67,32 @@ class AxisOrder:
     def arrange(self, voxels: np.ndarray) -> np.ndarray:
         """Return voxels that were read from the array in canonical order."""
         return voxels.transpose([self.held.index(axis) for axis in self.canonical])
+
+
+def axis_letters(axes: Sequence[Axis]) -> str:
+    """Return one letter per axis, by type where that tells."""
+    return "".join([KINDS.get(axis.type or "", axis.name.lower()) for axis in axes])
+
+
+def axes_of_unplaced(array: ZarrArray, name: str) -> str:
+    """Return the axes of a zarr array of which no multiscales metadata tell.
+
+    Parameters
+    ----------
+    array : zarr.Array
+        Its dimension names are its axes; without any, the number of its axes tells.
+    name : str
+        What messages call it.
+
+    Raises
+    ------
+    InputError
+        If it has no names, and a number of axes that may be one thing or another.
+    """
+    named = getattr(array.metadata, "dimension_names", None) or ()
+    if array.ndim not in SURE and not (all(named) and len(set(named)) == array.ndim):
+        raise InputError(
+            f"{name}: an array of shape {array.shape} that does not say what its axes are; say "
+            f"it, such as axes='czyx' or axes='tzyx'"
+        )
+    return axis_letters(axes_of_array(array))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,10 @@ from patchworks.fingerprint import digest
 from patchworks.geometry.box import Box
 from patchworks.io.identity import identity_of_zarr_array
 from patchworks.io.location import Location, ZarrArray, open_array
-from patchworks.io.ngff import Axis, Multiscale, read_channels, read_multiscale
-from patchworks.io.source import axes_of_array, component_of, open_node
-from patchworks.readers.array import SURE
-from patchworks.readers.axes import AxisOrder
+from patchworks.io.ngff import Multiscale, read_channels, read_multiscale
+from patchworks.io.source import component_of, open_node
+from patchworks.readers.axes import AxisOrder, axes_of_unplaced, axis_letters
 from patchworks.readers.scene import Scene, SceneReader
-
-KINDS = {"time": "t", "channel": "c"}
 
 SAME_PLACE = 1e-6
 """Part of a voxel by which two levels may lie apart and still begin at the same place."""
@@ -103,7 +100,7 @@ class ZarrReader(SceneReader):
         """The axes as they are stored."""
         first = self.levels[0]
         if self._multiscale is None:
-            axes = self.axes or self._axes_of(first)
+            axes = self.axes or axes_of_unplaced(first, self.name)
         else:
             axes = axis_letters(self._multiscale.axes)
             if self.axes is not None and self.axes.lower() != axes:
@@ -112,16 +109,6 @@ class ZarrReader(SceneReader):
                     f"out"
                 )
         return AxisOrder.parse(axes, first.shape, self.name)
-
-    def _axes_of(self, array: ZarrArray) -> str:
-        """Return the axes of an array without metadata, where they are sure."""
-        named = getattr(array.metadata, "dimension_names", None) or ()
-        if array.ndim not in SURE and not all(named or [None]):
-            raise InputError(
-                f"{self.name}: an array of shape {array.shape} that does not say what its axes "
-                f"are; say it, such as axes='czyx' or axes='tzyx'"
-            )
-        return axis_letters(axes_of_array(array))
 
     @property
     def is_labels(self) -> bool:
@@ -189,11 +176,6 @@ def _multiscale_name(location: Location) -> str:
     node = open_node(location)
     found = read_multiscale(dict(node.attrs), str(location))
     return "" if found is None else found.name
-
-
-def axis_letters(axes: Sequence[Axis]) -> str:
-    """Return one letter per axis, by type where that tells."""
-    return "".join([KINDS.get(axis.type or "", axis.name.lower()) for axis in axes])
 
 
 def _placed(

@@ -108,6 +108,17 @@ def test_the_dimension_names_say_the_axes(tmp_path):
     assert {array.metadata.dimension_names for array in arrays(store)} == {("c", "z", "y", "x")}
 
 
+@pytest.mark.parametrize("names", [None, ["c", None, "y", "x"], ["z", "z", "y", "x"]])
+def test_four_axes_without_names_are_asked_for(tmp_path, names):
+    store = plain(tmp_path / "a.zarr", VOXELS[:, None], dimension_names=names)
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=r"a.zarr/0: an array of shape .* axes='czyx'"):
+        add_pyramid(store, n_levels=2, **QUIET)
+    assert contents(tmp_path) == before
+    add_pyramid(store, n_levels=2, axes="czyx", **QUIET)
+    assert axes(store) == "czyx"
+
+
 @pytest.mark.parametrize("base", ["raw", "deep/raw"])
 def test_the_base_may_have_any_name(tmp_path, base):
     store = plain(tmp_path / "a.zarr", name=base)

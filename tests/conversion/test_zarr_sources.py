@@ -276,22 +276,36 @@ def test_plain_arrays_are_told_their_axes(tmp_path, version):
     check_pyramid(tmp_path / "b.zarr", voxels.transpose(2, 3, 0, 1), 2)
 
 
-def test_dimension_names_are_axes(tmp_path):
+AT_A_PATH_AND_OPENED = pytest.mark.parametrize(
+    "source_of", [lambda path: path, lambda path: zarr.open_array(path, mode="r")],
+    ids=["path", "opened"],
+)  # fmt: skip
+
+
+@AT_A_PATH_AND_OPENED
+def test_dimension_names_are_axes(tmp_path, source_of):
     voxels = RNG.integers(0, 100, (20, 30, 2), dtype="uint8")
     names = ["y", "x", "c"]
     zarr.create_array(str(tmp_path / "a.zarr"), data=voxels, dimension_names=names)
-    to_ome_zarr(tmp_path / "a.zarr", tmp_path / "b.zarr", n_levels=2, **QUIET)
+    source = source_of(tmp_path / "a.zarr")
+    to_ome_zarr(source, tmp_path / "b.zarr", n_levels=2, **QUIET)
+    assert axes(tmp_path / "b.zarr") == "cyx"
     check_pyramid(tmp_path / "b.zarr", voxels.transpose(2, 0, 1), 2)
+    to_ome_zarr(source, tmp_path / "c.zarr", axes="zyx", **QUIET)
+    assert axes(tmp_path / "c.zarr") == "zyx"
 
 
-def test_four_axes_that_nothing_names_must_be_told(tmp_path):
+@AT_A_PATH_AND_OPENED
+@pytest.mark.parametrize("names", [None, ["c", None, "y", "x"]])
+def test_four_axes_that_nothing_names_must_be_told(tmp_path, source_of, names):
     """They may be channels or times: nothing is made up."""
-    zarr.create_array(str(tmp_path / "a.zarr"), data=VOXELS[None])
+    zarr.create_array(str(tmp_path / "a.zarr"), data=VOXELS[None], dimension_names=names)
+    source = source_of(tmp_path / "a.zarr")
     before = contents(tmp_path)
-    with pytest.raises(InputError, match="axes"):
-        to_ome_zarr(tmp_path / "a.zarr", tmp_path / "b.zarr", **QUIET)
+    with pytest.raises(InputError, match="axes='czyx'"):
+        to_ome_zarr(source, tmp_path / "b.zarr", **QUIET)
     assert contents(tmp_path) == before
-    to_ome_zarr(tmp_path / "a.zarr", tmp_path / "b.zarr", axes="czyx", **QUIET)
+    to_ome_zarr(source, tmp_path / "b.zarr", axes="czyx", **QUIET)
     assert axes(tmp_path / "b.zarr") == "czyx"
 
 
