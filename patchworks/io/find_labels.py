@@ -19,6 +19,9 @@ from patchworks.io.source import NOT_ZARR, find_array
 MOST_BESIDE = 200
 """Folders beside an image that are looked at, at most."""
 
+NO_STORE = (*NOT_ZARR, PermissionError)
+"""What is raised by a place that holds no zarr store, none that is whole, or a closed one."""
+
 
 @dataclass(frozen=True, slots=True)
 class FoundLabels:
@@ -36,7 +39,8 @@ def find_labels(image: Location) -> list[FoundLabels]:
     image : Location
         The image's group. Its label images are those that its `labels` group lists. Beside it, on a
         local disk, a label image belongs to it that has its shape in space, and begins with its
-        name (``scan.zarr``, ``scan_labels.zarr``) or lies in a folder without another image.
+        name (``scan.zarr``, ``scan_labels.zarr``) or lies in a folder without another image. What
+        may not be looked into is passed over.
     """
     return [*_inside(image), *_beside(image)]
 
@@ -87,14 +91,21 @@ def labels_named(image: Location, name: str) -> Location:
 
 def _inside(image: Location) -> Iterator[FoundLabels]:
     """Yield the label images of the image's own store."""
-    with suppress(*NOT_ZARR):
+    with suppress(*NO_STORE):
         group = open_group(image / "labels")
         listed = _ome(group).get("labels")
-        names = listed if isinstance(listed, list) else sorted(group.group_keys())
+        names = listed if isinstance(listed, list) else _members(group, image / "labels")
         for name in dict.fromkeys(map(str, names)):
             place = image / "labels" / name
             if is_label_image(place):
                 yield FoundLabels(name, place)
+
+
+def _members(group: zarr.Group, place: Location) -> list[str]:
+    """Return the names of what may be groups in a group."""
+    if place.is_local:  # zarr's own list ends at a member that may not be looked into
+        return sorted([path.name for path in place.path.iterdir() if path.is_dir()])
+    return sorted(group.group_keys())
 
 
 def _beside(image: Location) -> Iterator[FoundLabels]:
@@ -119,13 +130,22 @@ def _beside(image: Location) -> Iterator[FoundLabels]:
 
 def _stores(folder: Path) -> list[Path]:
     """Return the zarr groups in a folder, by name; of a full folder only some."""
-    some = islice(folder.iterdir(), MOST_BESIDE)
-    return sorted([p for p in some if (p / "zarr.json").exists() or (p / ".zgroup").exists()])
+    with suppress(PermissionError):  # one may know what is in a folder and not look for more
+        return sorted([path for path in islice(folder.iterdir(), MOST_BESIDE) if _is_store(path)])
+    return []
+
+
+def _is_store(path: Path) -> bool:
+    """Whether a zarr group is in a folder; of a closed one the name tells."""
+    try:
+        return (path / "zarr.json").exists() or (path / ".zgroup").exists()
+    except PermissionError:
+        return path.suffix == ".zarr"
 
 
 def is_label_image(location: Location) -> bool:
     """Whether a group says of itself that it is a label image."""
-    with suppress(*NOT_ZARR, InputError):
+    with suppress(*NO_STORE, InputError):
         group = open_group(location)
         known = read_multiscale(dict(group.attrs), str(location)) is not None
         return known and "image-label" in _ome(group)
@@ -133,14 +153,19 @@ def is_label_image(location: Location) -> bool:
 
 
 def _is_image(path: Path) -> bool:
+    """Whether an image is in a folder, or may be: a closed one is somebody's."""
     with suppress(*NOT_ZARR, InputError):
-        return read_multiscale(dict(open_group(Location(str(path))).attrs), str(path)) is not None
+        try:
+            attributes = dict(open_group(Location(str(path))).attrs)
+        except PermissionError:
+            return True
+        return read_multiscale(attributes, str(path)) is not None
     return False
 
 
 def _shape_in_space(location: Location) -> tuple[int, ...]:
     """Return the extents of an image without its channels and single time points."""
-    with suppress(InputError):
+    with suppress(InputError, PermissionError):
         found = find_array(location, 0)
         shape = found.stored.array.shape
         kinds = [axis.type for axis in found.axes or ()] or [None] * len(shape)

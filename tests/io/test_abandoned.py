@@ -6,10 +6,7 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +25,7 @@ from patchworks.io.lock_owner import LockOwner
 from patchworks.io.run_lock import DEAD_AFTER_S
 from patchworks.plugins.ome_zarr import to_ome_zarr
 from tests.images import ome_zarr, smooth_noise
+from tests.rights import closed, open_folder
 
 DAY = 86_400.0
 IMAGE = smooth_noise((1, 64, 64))
@@ -128,34 +126,18 @@ def test_folders_of_others_are_left_alone(tmp_path, name):
     assert clean_up(tmp_path) == {}
 
 
-@contextmanager
-def without_rights() -> Iterator[None]:
-    """Look at folders as a user who is not root: it may look into any."""
-    is_root = os.geteuid() == 0
-    if is_root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if is_root:
-            os.seteuid(0)
-
-
 @pytest.mark.parametrize("name", ["b", "b.zarr.stage"])
 def test_a_folder_that_may_not_be_looked_into_hides_no_other(name, caplog):
-    with tempfile.TemporaryDirectory() as place:
-        left, closed = Path(place, ".a.zarr.0123abcd.partial"), Path(place, name)
-        also = Path(place, "c", ".c.zarr.0123abcd.stage")
-        for folder in (left, closed, also):
+    with open_folder() as place:
+        left, private = place / ".a.zarr.0123abcd.partial", place / name
+        also = place / "c" / ".c.zarr.0123abcd.stage"
+        for folder in (left, private, also):
             folder.mkdir(parents=True)
-        Path(place).chmod(0o755)
-        closed.chmod(0)
-        with without_rights():
-            found = find_remains(Path(place), older_than_s=0)
-        closed.chmod(0o700)
+        with closed(private):
+            found = find_remains(place, older_than_s=0)
     assert [remains.path for remains in found] == [left, also]
     [said] = caplog.messages
-    assert said.startswith(f"{closed} cannot be looked into")
+    assert said.startswith(f"{private} cannot be looked into")
 
 
 def test_a_misspelt_folder_is_told(tmp_path, caplog):

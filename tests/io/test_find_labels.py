@@ -9,6 +9,7 @@ from patchworks.errors import InputError
 from patchworks.io.find_labels import find_labels, labels_named, only_labels
 from patchworks.io.location import Location
 from patchworks.plugins.ome_zarr import to_ome_zarr, write_labels
+from tests.rights import closed, open_folder
 from tests.stores import blobs, components
 
 IMAGE = blobs((40, 50))
@@ -55,6 +56,54 @@ class TestBeside:
         image = an_image(tmp_path / "scan.zarr")
         tile_process(IMAGE[:, 1:], components, write_to=tmp_path / "scan_part.zarr", **TILES)
         assert names(image) == []
+
+
+class TestClosed:
+    """What one may not look into hides none of what one may."""
+
+    @pytest.fixture(params=["0.4", "0.5"])
+    def image(self, request):
+        with open_folder() as place:
+            image = an_image(place / "scan.zarr", ngff_version=request.param)
+            tile_process(str(image), components, output_component="inside", **TILES)
+            tile_process(str(image), components, write_to=place / "scan_beside.zarr", **TILES)
+            yield image
+
+    def test_a_folder_beside_the_image(self, image):
+        private = image.parent / "private"
+        private.mkdir()
+        with closed(private):
+            assert names(image) == ["inside", "scan_beside"]
+
+    def test_the_folder_around_the_image(self, image):
+        with closed(image.parent, 0o111):
+            assert names(image) == ["inside"]
+
+    def test_the_metadata_of_a_label_image(self, image):
+        other = an_image(image.parent / "scan_other.zarr", ngff_version="0.4")
+        with closed(other / ".zattrs"):
+            assert names(image) == ["inside", "scan_beside"]
+        [metadata] = [*image.glob("labels/inside/.zattrs"), *image.glob("labels/inside/zarr.json")]
+        with closed(metadata):
+            assert names(image) == ["scan_beside"]
+
+    def test_one_of_the_labels_that_nothing_lists(self, image):
+        tile_process(str(image), components, output_component="closed", **TILES)
+        zarr.open_group(image / "labels", mode="r+").attrs.put({})
+        with closed(image / "labels" / "closed"):
+            assert names(image) == ["inside", "scan_beside"]
+
+    def test_the_folder_of_labels(self, image):
+        with closed(image / "labels"):
+            assert names(image) == ["scan_beside"]
+
+    @pytest.mark.parametrize("part", [".", ".zattrs"])
+    def test_labels_may_be_those_of_a_closed_image(self, image, part):
+        (image.parent / "scan_beside.zarr").rename(image.parent / "labels.zarr")
+        assert names(image) == ["inside", "labels"]
+        other = an_image(image.parent / "other.zarr", ngff_version="0.4")
+        with closed(other / part):
+            assert names(image) == ["inside"]
 
 
 class TestNaming:
