@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,9 @@ MARKS = re.compile(
 )
 MARK = re.compile(r"(t|c|z)[a-z]*[_=]?(\d+)", re.IGNORECASE)
 LEFT_BEHIND = {"thumbs.db", "desktop.ini"}
+MOST_NAMED = 8
+"""Missing files that a message names, at most."""
+
 PLACEHOLDER = re.compile(r"\{([tcz])\}")
 
 
@@ -114,14 +117,17 @@ def by_marks(files: Sequence[Path], path: Path) -> Grid | None:
             )
         placed[place] = file
     steps = [_steps({place[i] for place in placed}) for i in range(len(axes))]
-    missing = [
-        place for place in itertools.islice(itertools.product(*steps), 10**7) if place not in placed
-    ]
-    if missing:
-        shown = ["".join(f"{a}{n}" for a, n in zip(axes, place, strict=True)) for place in missing]
+    n_missing = math.prod([_size(step) for step in steps]) - len(placed)
+    if n_missing:
+        gaps = (place for place in _places(steps) if place not in placed)
+        shown = [
+            "".join([f"{a}{n}" for a, n in zip(axes, place, strict=True)])
+            for place in itertools.islice(gaps, MOST_NAMED)
+        ]
         raise InputError(
-            f"{path}: {len(missing)} of the files are missing: {', '.join(shown[:8])}"
-            f"{' and more' if len(shown) > 8 else ''}; add them, or name the files' axis with axes="
+            f"{path}: {n_missing} of the files are missing: {', '.join(shown)}"
+            f"{' and more' if n_missing > len(shown) else ''}; add them, or name the files' axis "
+            f"with axes="
         )
     shape = tuple([len(step) for step in steps])
     return Grid(axes, shape, tuple([placed[place] for place in itertools.product(*steps)]))
@@ -132,6 +138,21 @@ def _steps(numbers: set[int]) -> range:
     low, high = min(numbers), max(numbers)
     step = math.gcd(*[n - low for n in numbers]) or 1
     return range(low, high + 1, step)
+
+
+def _size(step: range) -> int:
+    """Return how many numbers there are, where `len` could not: dates and times are numbers too."""
+    return (step[-1] - step[0]) // step.step + 1
+
+
+def _places(steps: Sequence[range]) -> Iterator[tuple[int, ...]]:
+    """Yield the places of a grid in C order; `itertools.product` would make lists of its sides."""
+    if not steps:
+        yield ()
+        return
+    for number in steps[0]:
+        for rest in _places(steps[1:]):
+            yield (number, *rest)
 
 
 def _marks(file: Path, path: Path) -> dict[str, int]:

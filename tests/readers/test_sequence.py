@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import pickle
 import random
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -131,6 +132,34 @@ def test_a_gap_is_missing_too(tmp_path):
     with pytest.raises(InputError, match="z3"):
         _ = SequenceReader(folder).scene
     assert SequenceReader(folder, axes="z").scene.shape == (3, 5, 6)
+
+
+DATES = (20240131235000, 20240201000000, 20240201001003)
+
+
+@pytest.mark.parametrize(
+    "numbers", [DATES, (0, 1, 10**40), (1, 2, 12)], ids=["dates", "beyond 64 bits", "few"]
+)
+def test_dates_make_a_grid_that_is_counted_and_not_gone_through(numbers):
+    n_missing = numbers[2] - numbers[0] + 1 - 3
+    files = [Path(f"s_t{n}_z{z}.tif") for n in numbers for z in (1, 2)][:-1]
+    tracemalloc.start()
+    with pytest.raises(InputError) as raised:
+        by_marks(files, Path("s"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    said = str(raised.value)
+    assert said.startswith(f"s: {2 * n_missing + 1} of the files are missing: t")
+    named = said.partition("missing: ")[2].partition(";")[0]
+    gaps = [n for n in range(numbers[0], numbers[0] + 9) if n not in numbers]
+    assert named.startswith(", ".join([f"t{n}z{z}" for n in gaps[:4] for z in (1, 2)]))
+    assert named.endswith(" and more")
+    assert peak < 10**6
+
+
+def test_all_of_a_few_gaps_are_named():
+    with pytest.raises(InputError, match=r"8 of .*: z3, z4, z5, z6, z7, z8, z9, z10; add them"):
+        by_marks([Path(f"s_z{n}.tif") for n in (1, 2, 11)], Path("s"))
 
 
 def test_two_files_at_one_place_are_named(tmp_path):
