@@ -28,7 +28,7 @@ from patchworks.io.conversion_stage import ConversionStage
 from patchworks.io.level_store import PARTIAL_KEY, Codec, LevelStore
 from patchworks.io.location import Location, open_group
 from patchworks.io.ngff import PROVENANCE_KEY, Calibration, Channel, Version
-from patchworks.io.source import NOT_ZARR
+from patchworks.io.source import NO_STORE
 from patchworks.io.writing import check_writable
 from patchworks.readers.array import stores_of
 from patchworks.readers.registry import open_reader
@@ -320,7 +320,7 @@ def is_inside(inner: Location, outer: Location) -> bool:
 
 def made_from(place: Location) -> Mapping[str, Any]:
     """Return what an image at a place says of the conversion that made it; empty if nothing."""
-    with suppress(*NOT_ZARR):
+    with suppress(*NO_STORE):
         found = open_group(place).attrs.get(PROVENANCE_KEY)
         return found if isinstance(found, Mapping) else {}
     return {}
@@ -351,7 +351,7 @@ def check_target(place: Location, fingerprint: str, source: str, *, overwrite: b
 
 
 def _attributes(place: Location) -> dict[str, Any]:
-    with suppress(*NOT_ZARR):
+    with suppress(*NO_STORE):
         return dict(open_group(place).attrs)
     return {}
 

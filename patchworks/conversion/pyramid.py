@@ -14,7 +14,7 @@ import numpy as np
 import zarr
 
 from patchworks.conversion.calibration import calibrate
-from patchworks.errors import InputError, SourceNotFoundError, TargetExistsError
+from patchworks.errors import InputError, TargetExistsError
 from patchworks.execution.executor import Batch, ThreadExecutor, batched
 from patchworks.execution.machine import available_cores
 from patchworks.execution.progress import with_progress
@@ -29,7 +29,7 @@ from patchworks.io.level_store import PARTIAL_KEY, refresh_consolidated, remove_
 from patchworks.io.location import Location, ZarrArray, open_array, open_group
 from patchworks.io.ngff import Calibration, read_multiscale, with_levels
 from patchworks.io.run_lock import RunLock, lock_path_of
-from patchworks.io.source import NOT_ZARR, open_node
+from patchworks.io.source import NOT_ZARR, array_in, open_node
 from patchworks.io.writing import writing
 from patchworks.readers.axes import axes_of_unplaced, axis_letters
 from patchworks.readers.scene import ORDER, Scene
@@ -259,12 +259,7 @@ def _plan_levels(
 
 
 def _base(store: Location, group: zarr.Group, base: str) -> ZarrArray:
-    try:
-        array = open_array(store, base)
-    except NOT_ZARR as error:
-        raise SourceNotFoundError(
-            f"{store}: there is no array {base!r} in it; it holds {sorted(group.array_keys())[:8]}"
-        ) from error
+    array = array_in(group, store, base)
     if array.dtype.kind not in "biuf" or 0 in array.shape:
         raise InputError(
             f"{store}/{base}: {array.dtype} {array.shape}; expected voxels that are booleans, "

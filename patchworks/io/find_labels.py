@@ -14,13 +14,10 @@ import zarr
 from patchworks.errors import InputError
 from patchworks.io.location import Location, open_group
 from patchworks.io.ngff import read_multiscale
-from patchworks.io.source import NOT_ZARR, find_array
+from patchworks.io.source import NO_STORE, NOT_ZARR, find_array
 
 MOST_BESIDE = 200
 """Folders beside an image that are looked at, at most."""
-
-NO_STORE = (*NOT_ZARR, PermissionError)
-"""What is raised by a place that holds no zarr store, none that is whole, or a closed one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +162,7 @@ def _is_image(path: Path) -> bool:
 
 def _shape_in_space(location: Location) -> tuple[int, ...]:
     """Return the extents of an image without its channels and single time points."""
-    with suppress(InputError, PermissionError):
+    with suppress(InputError):
         found = find_array(location, 0)
         shape = found.stored.array.shape
         kinds = [axis.type for axis in found.axes or ()] or [None] * len(shape)

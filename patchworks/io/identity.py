@@ -14,6 +14,7 @@ import zarr
 from fsspec.core import url_to_fs
 from zarr.storage import FsspecStore, LocalStore
 
+from patchworks.errors import ImageReadError
 from patchworks.fingerprint import digest
 from patchworks.geometry.box import Box
 from patchworks.geometry.grid import TileGrid
@@ -73,8 +74,15 @@ def _files(folder: Path) -> Iterator[tuple[str, int, int]]:
     for root, folders, files in os.walk(folder):
         folders.sort()
         for name in sorted(files):
-            status = (Path(root) / name).stat()
-            below = os.path.relpath(Path(root) / name, folder)
+            path = Path(root) / name
+            try:
+                status = path.stat()
+            except FileNotFoundError as error:
+                raise ImageReadError(
+                    f"{path}: nothing is there any more, or only a link to nothing; bring the file "
+                    f"back, or remove the link if these voxels are to be empty"
+                ) from error
+            below = os.path.relpath(path, folder)
             yield below, status.st_size, status.st_mtime_ns
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from zarr.storage import FsspecStore, LocalStore
 
+from patchworks.errors import SourceNotFoundError
 from patchworks.geometry.box import Box
 from patchworks.geometry.grid import ceil_div
 from patchworks.io.chunk_reader import ChunkReader, reader_of
@@ -181,7 +182,13 @@ class ImageSource:
         return f"{identity_of_zarr_array(array)}{self.pick}"
 
     def coarser_levels(self) -> list[ImageSource]:
-        """Return the coarser levels of the image that this is a level of, read alike."""
+        """Return the coarser levels of the image that this is a level of, read alike.
+
+        Raises
+        ------
+        SourceNotFoundError
+            If one of them cannot be opened.
+        """
         if self.group is None or self.n_levels == 1 or isinstance(self.stored, HeldArray):
             return []
         multiscale = read_multiscale(dict(open_group(self.group).attrs), str(self.group))
@@ -192,7 +199,13 @@ class ImageSource:
         found = []
         for path in paths[paths.index(self.stored.component) + 1 :]:
             stored = StoredArray(self.stored.location, path)
-            shape = tuple([stored.array.shape[axis] for axis in kept])
+            try:
+                shape = tuple([stored.array.shape[axis] for axis in kept])
+            except (FileNotFoundError, PermissionError) as error:
+                raise SourceNotFoundError(
+                    f"{self.group}: its level {path!r} cannot be opened ({error}); restore it, or "
+                    f"ask its owner for the right to read it"
+                ) from error
             chunks = tuple([stored.array.chunks[axis] for axis in kept])
             found.append(replace(self, stored=stored, shape=shape, chunks=chunks))
         return found

@@ -25,7 +25,7 @@ from patchworks.io.ngff import (
 )
 from patchworks.io.region_chunks import RegionChunks
 from patchworks.io.run_lock import RunLock, lock_path_of, waiting_for
-from patchworks.io.source import NOT_ZARR
+from patchworks.io.source import NO_STORE
 from patchworks.io.writing import check_writable
 
 
@@ -76,7 +76,7 @@ class LabelTarget:
 
     def attributes(self) -> dict[str, Any]:
         """Return the attributes of what lies at the target; empty if it is no zarr group."""
-        with suppress(*NOT_ZARR):
+        with suppress(*NO_STORE):
             return dict(open_group(self.location).attrs)
         return {}
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,12 @@ import zarr
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore
 
-from patchworks.errors import InputError, MissingExtraError, SourceNotFoundError
+from patchworks.errors import (
+    InputError,
+    MissingExtraError,
+    PatchworksError,
+    SourceNotFoundError,
+)
 
 ZarrArray = zarr.Array[Any]
 
@@ -146,6 +153,20 @@ class Location:
         elif self.exists():
             filesystem, path = self.filesystem()
             filesystem.rm(path, recursive=True)
+
+
+@contextmanager
+def readable(location: Location) -> Iterator[None]:
+    """Turn what a closed file or folder raises into a SourceNotFoundError that names it."""
+    try:
+        yield
+    except PatchworksError:
+        raise
+    except PermissionError as error:
+        raise SourceNotFoundError(
+            f"{location}: may not be read ({error}); ask its owner for the right to read it, or "
+            f"for a copy"
+        ) from error
 
 
 def outermost(path: Path) -> Path:

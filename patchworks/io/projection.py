@@ -13,6 +13,7 @@ from math import prod
 
 import numpy as np
 
+from patchworks.errors import ImageReadError
 from patchworks.geometry.box import Box
 from patchworks.geometry.grid import TileGrid, ceil_div
 from patchworks.io.image_source import ImageSource
@@ -118,7 +119,7 @@ def maximum_projection(source: ImageSource, leading: Sequence[Box]) -> np.ndarra
     for before in leading:
         for tile in planes:
             cell = tile.core
-            voxels = source.read(Box(before.start + cell.start, before.stop + cell.stop))
+            voxels = _read(source, Box(before.start + cell.start, before.stop + cell.stop))
             highest = voxels.reshape(-1, *cell.shape).max(axis=0)
             seen = flat[cell.slices]
             flat[cell.slices] = highest if before is leading[0] else np.maximum(seen, highest)
@@ -130,6 +131,17 @@ def maximum_projection(source: ImageSource, leading: Sequence[Box]) -> np.ndarra
                 )
                 return flat
     return flat
+
+
+def _read(source: ImageSource, box: Box) -> np.ndarray:
+    """Return the voxels of a box; an error of storage names the image."""
+    try:
+        return source.read(box)
+    except OSError as error:
+        raise ImageReadError(
+            f"{source.name}: cannot be read at {box.start} ({error}); repair the image, or ask its "
+            f"owner for the right to read it"
+        ) from error
 
 
 def _readable_cell(source: ImageSource, depth: int) -> tuple[int, int]:

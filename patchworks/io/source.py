@@ -20,7 +20,7 @@ from zarr.errors import (
 from patchworks.errors import InputError, SourceNotFoundError
 from patchworks.io.channels import ChannelChoice, several_channels, stack_channels
 from patchworks.io.image_source import HeldArray, ImageSource, StoredArray
-from patchworks.io.location import Location, ZarrArray
+from patchworks.io.location import Location, ZarrArray, open_array, readable
 from patchworks.io.ngff import (
     Axis,
     Calibration,
@@ -43,6 +43,9 @@ NOT_ZARR = (
     TypeError,
 )
 """What zarr raises on something that is not a zarr store, or a broken one."""
+
+NO_STORE = (*NOT_ZARR, PermissionError)
+"""What is raised by a place that holds no zarr store, none that is whole, or a closed one."""
 
 
 def source_of_array(array: np.ndarray, channel: ChannelChoice) -> ImageSource:
@@ -106,14 +109,16 @@ def find_array(location: Location, level: int) -> FoundArray:
         _check_level(level, 1, location)
         return FoundArray(StoredArray(location), version)
     multiscale = read_multiscale(dict(node.attrs), str(location))
-    component = _level_path(node, multiscale, level, location)
-    stored = StoredArray(location, component)
-    try:
-        rank = stored.array.ndim
-    except NOT_ZARR as error:
-        raise SourceNotFoundError(
-            f"{location}: the group names an array {component!r} that cannot be opened ({error})"
-        ) from error
+    with readable(location):
+        component = _level_path(node, multiscale, level, location)
+        stored = StoredArray(location, component)
+        try:
+            rank = stored.array.ndim
+        except NOT_ZARR as error:
+            raise SourceNotFoundError(
+                f"{location}: the group names an array {component!r} that cannot be opened "
+                f"({error}); restore it, or repair the group's metadata"
+            ) from error
     if multiscale is None:
         return FoundArray(stored, version, location)
     if len(multiscale.axes) != rank:
@@ -135,31 +140,40 @@ def open_component(store: str | os.PathLike[str], component: str) -> ImageSource
     """
     location = Location.parse(store)
     node = open_node(location)
-    stored = StoredArray(location, "" if isinstance(node, zarr.Array) else component)
-    try:
-        array = stored.array
-    except NOT_ZARR as error:
-        names = [] if isinstance(node, zarr.Array) else sorted(node.array_keys())
-        raise SourceNotFoundError(
-            f"{location}: there is no array {component!r} in it; it holds {names[:8]}"
-        ) from error
+    if isinstance(node, zarr.Array):
+        stored, array = StoredArray(location), node
+    else:
+        stored, array = StoredArray(location, component), array_in(node, location, component)
     axes = tuple([Axis(axis.name, "space") for axis in axes_of_array(array)])
     source = _select(array, stored, axes, None, None, f"{location}/{component}")
     return replace(source, version="0.4" if array.metadata.zarr_format == 2 else "0.5")
+
+
+def array_in(group: zarr.Group, location: Location, component: str) -> ZarrArray:
+    """Return an array of a group, or raise SourceNotFoundError saying what the group holds."""
+    with readable(location):
+        try:
+            return open_array(location, component)
+        except NOT_ZARR as error:
+            raise SourceNotFoundError(
+                f"{location}: there is no array {component!r} in it; it holds "
+                f"{sorted(group.array_keys())[:8]}"
+            ) from error
 
 
 def open_node(location: Location) -> ZarrArray | zarr.Group:
     """Return the zarr array or group at a location, or raise SourceNotFoundError."""
     if not location.exists():
         raise SourceNotFoundError(f"{location}: there is nothing at this path")
-    try:
-        return zarr.open(location.store(read_only=True), mode="r")
-    except NOT_ZARR as error:
-        raise SourceNotFoundError(
-            f"{location}: not a zarr store ({type(error).__name__}); give the folder of an "
-            f"OME-Zarr or plain zarr image, or convert the file first with "
-            f"patchworks.plugins.ome_zarr.to_ome_zarr"
-        ) from error
+    with readable(location):
+        try:
+            return zarr.open(location.store(read_only=True), mode="r")
+        except NOT_ZARR as error:
+            raise SourceNotFoundError(
+                f"{location}: not a zarr store ({type(error).__name__}); give the folder of an "
+                f"OME-Zarr or plain zarr image, or convert the file first with "
+                f"patchworks.plugins.ome_zarr.to_ome_zarr"
+            ) from error
 
 
 def _level_path(

@@ -15,7 +15,7 @@ from patchworks.errors import InputError, SourceNotFoundError
 from patchworks.fingerprint import digest
 from patchworks.geometry.box import Box
 from patchworks.io.identity import identity_of_zarr_array
-from patchworks.io.location import Location, ZarrArray, open_array
+from patchworks.io.location import Location, ZarrArray, open_array, readable
 from patchworks.io.ngff import Multiscale, read_channels, read_multiscale
 from patchworks.io.source import component_of, open_node
 from patchworks.readers.axes import AxisOrder, axes_of_unplaced, axis_letters
@@ -56,10 +56,11 @@ class ZarrReader(SceneReader):
     @classmethod
     def names_at(cls, location: Location) -> tuple[str, ...]:
         """Return the names of the images at a location: several in a collection."""
-        series = _series(location)
-        if series is None:
-            return ("",)
-        return tuple([_multiscale_name(location / part) for part in series])
+        with readable(location):
+            series = _series(location)
+            if series is None:
+                return ("",)
+            return tuple([_multiscale_name(location / part) for part in series])
 
     @classmethod
     def _scene_names(cls, path: Path) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from patchworks.errors import (
     PatchworksError,
     SourceNotFoundError,
 )
-from patchworks.io.location import Location
+from patchworks.io.location import Location, readable
 from patchworks.readers.array import ArrayReader
 from patchworks.readers.ome_zarr import ZarrReader
 from patchworks.readers.scene import SceneReader
@@ -185,7 +185,8 @@ def _opener(source: Any, axes: str | None, reader: str | None) -> tuple[tuple[st
 def _file_opener(
     location: Location, axes: str | None, reader: str | None
 ) -> tuple[tuple[str, ...], Opener]:
-    chosen = _format_of(location.path) if reader is None else _format_named(reader)
+    with readable(location):
+        chosen = _format_of(location.path) if reader is None else _format_named(reader)
     if not (location.exists() or _may_be_sequence(location.path)):
         raise SourceNotFoundError(f"{location}: there is nothing at this path")
     found = chosen.load(location)
@@ -214,9 +215,10 @@ def is_zarr(location: Location) -> bool:
         return found
     folder = location.path
     marks = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
-    return folder.is_dir() and (
-        folder.suffix == ".zarr" or any((folder / mark).exists() for mark in marks)
-    )
+    with readable(location):
+        return folder.is_dir() and (
+            folder.suffix == ".zarr" or any((folder / mark).exists() for mark in marks)
+        )
 
 
 def _format_named(name: str) -> Format:

@@ -118,7 +118,10 @@ class SceneReader(ABC):
 
     def identity(self) -> str:
         """Return a digest that changes when one of the image's files is written anew."""
-        files = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in self.scene.files]
+        files = []
+        for file in self.scene.files:
+            with vendor_errors(str(file), self.format, ImageReadError):
+                files.append((file.name, file.stat().st_size, file.stat().st_mtime_ns))
         return digest(self.format, self.index, self.scene.axes, files)
 
     @classmethod

@@ -80,17 +80,23 @@ def files_of(path: Path) -> tuple[Path, ...]:
     Raises
     ------
     SourceNotFoundError
-        If there are none.
+        If there are none, or one is a link to nothing.
     """
     if path.is_dir():
         files = [e for e in _entries(path) if e.name.lower().endswith(SUFFIXES)]
     else:
         folder, rest = _split(path)
         found = folder.glob(str(rest.with_name(PLACEHOLDER.sub("*", rest.name))))
-        files = [f for f in found if f.is_file() and (_is_ours(f) or rest.name.startswith("."))]
+        there = [f for f in found if f.is_file() or _is_broken(f)]
+        files = [f for f in there if _is_ours(f) or rest.name.startswith(".")]
         files = [f for f in files if _named(path) is None or _marks(f, path)]
     if not files:
         raise SourceNotFoundError(f"{path}: no TIFF file there; check the folder or the pattern")
+    for file in filter(_is_broken, files):
+        raise SourceNotFoundError(
+            f"{file}: a link to {file.readlink()}, where nothing is; bring the file back, or "
+            f"remove the link"
+        )
     return tuple(sorted(files, key=natural_key))
 
 
@@ -190,6 +196,11 @@ def _split(path: Path) -> tuple[Path, Path]:
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
     return folder, path.relative_to(folder)
+
+
+def _is_broken(file: Path) -> bool:
+    """Whether a file is a link to nothing."""
+    return file.is_symlink() and not file.exists()
 
 
 def _is_ours(file: Path) -> bool:

@@ -168,6 +168,14 @@ def test_two_files_at_one_place_are_named(tmp_path):
         _ = SequenceReader(write(tmp_path / "a", images)).scene
 
 
+@pytest.mark.parametrize("pattern", ["", "s_*.tif", "s_z{z}.tif"])
+def test_a_link_to_nothing_is_no_end_of_the_sequence(tmp_path, pattern):
+    folder = write(tmp_path / "a", {f"s_z{z}.tif": planes(5, 6) for z in range(2)})
+    (folder / "s_z2.tif").symlink_to("elsewhere.tif")
+    with pytest.raises(SourceNotFoundError, match=r"s_z2\.tif: a link to elsewhere\.tif"):
+        _ = SequenceReader(folder / pattern).scene
+
+
 @pytest.mark.parametrize("axes", ["x", "", "q", "tz"])
 def test_axes_that_do_not_fit_are_refused(tmp_path, axes):
     folder = write(tmp_path / "a", {f"{i}.tif": planes(5, 6) for i in range(3)})

@@ -17,7 +17,7 @@ from patchworks.io.find_labels import FoundLabels, find_labels, is_label_image
 from patchworks.io.image_source import ImageSource
 from patchworks.io.location import Location, open_group
 from patchworks.io.ngff import Channel, Level, Multiscale, read_channels, read_multiscale
-from patchworks.io.source import NOT_ZARR, open_source
+from patchworks.io.source import NO_STORE, open_source
 from patchworks.plugins.napari.lazy_level import lazy_level
 from patchworks.readers.ome_zarr import ZarrReader
 
@@ -136,7 +136,7 @@ def labels_layer(labels: FoundLabels, like: ImageSource | None = None) -> Layer:
 def _refuse_plate(place: Location) -> None:
     """Raise InputError if a plate is there: its wells are images of their own."""
     attributes: dict[str, Any] = {}
-    with suppress(*NOT_ZARR):
+    with suppress(*NO_STORE):
         attributes = dict(open_group(place).attrs)
     ome = attributes.get("ome", attributes)
     if isinstance(ome, Mapping) and "plate" in ome:
