@@ -74,15 +74,9 @@ class LabelTarget:
         if self.is_temporary:
             self.location.path.parent.mkdir(mode=0o700, exist_ok=True)
 
-    def attributes(self) -> dict[str, Any]:
-        """Return the attributes of what lies at the target; empty if it is no zarr group."""
-        with suppress(*NO_STORE):
-            return dict(open_group(self.location).attrs)
-        return {}
-
     def finished_run(self) -> dict[str, Any]:
         """Return what the label image at the target says of the run that made it, or nothing."""
-        provenance = self.attributes().get(PROVENANCE_KEY)
+        provenance = attributes_of(self.location).get(PROVENANCE_KEY)
         return dict(provenance) if isinstance(provenance, Mapping) else {}
 
     def register(self) -> None:
@@ -98,7 +92,7 @@ class LabelTarget:
         store = (image_group / "labels").store(read_only=False)
         group = zarr.open_group(store, mode="a", zarr_format=ZARR_FORMAT[self.version])
         before = dict(group.attrs)
-        after = with_label_listed(before, self.version, self.name)
+        after = with_label_listed(before, self.version, self.name, f"{image_group}/labels")
         if after != before:
             group.attrs.put(after)
             refresh_consolidated(image_group)
@@ -111,11 +105,15 @@ class LabelTarget:
         TargetExistsError
             If another run's label image is there and `overwrite` is False.
         InputError
-            If something else is there: that is never replaced.
+            If something else is there: that is never replaced. If it could not be listed at the end
+            among the labels of the image.
         """
+        if self.image_group is not None:
+            around = self.image_group / "labels"
+            with_label_listed(attributes_of(around), self.version, self.name, str(around))
         if not self.location.exists():
             return
-        attributes = self.attributes()
+        attributes = attributes_of(self.location)
         ome = attributes.get("ome", attributes)
         partial = attributes.get(PARTIAL_KEY)
         is_label_image = isinstance(ome, Mapping) and "image-label" in ome
@@ -135,6 +133,13 @@ class LabelTarget:
     def check_writable(self) -> None:
         """Raise TargetNotWritableError if nothing can be created at the target."""
         check_writable(self.location, "give another place with write_to=")
+
+
+def attributes_of(location: Location) -> dict[str, Any]:
+    """Return the attributes of the zarr group at a location; empty if none can be read there."""
+    with suppress(*NO_STORE):
+        return dict(open_group(location).attrs)
+    return {}
 
 
 @dataclass(frozen=True)

@@ -369,14 +369,26 @@ def _datasets(
     return datasets
 
 
-def with_label_listed(attributes: Mapping[str, Any], version: Version, name: str) -> dict[str, Any]:
-    """Return the attributes of a `labels` group with `name` added to the labels it lists."""
+def with_label_listed(
+    attributes: Mapping[str, Any], version: Version, name: str, where: str
+) -> dict[str, Any]:
+    """Return the attributes of a `labels` group with `name` added to the labels it lists.
+
+    Raises
+    ------
+    InputError
+        If it lists what can be no names; null is none, and text is one.
+    """
     found = dict(attributes)
-    if version == "0.5":
-        ome = dict(found.get("ome", {}))
-        labels = [*ome.get("labels", [])]
-        ome.update(version=ome.get("version", version))
-        ome["labels"] = labels if name in labels else [*labels, name]
-        return {**found, "ome": ome}
-    labels = [*found.get("labels", [])]
-    return {**found, "labels": labels if name in labels else [*labels, name]}
+    said = (found.get("ome") or {}) if version == "0.5" else found
+    listed = said.get("labels") if isinstance(said, Mapping) else said
+    labels = [] if listed is None else [listed] if isinstance(listed, str) else listed
+    if not (isinstance(said, Mapping) and isinstance(labels, list)):
+        raise InputError(
+            f"{where}: its metadata list the labels {listed!r}; expected a list of names, such as "
+            f"['nuclei']: repair or remove it"
+        )
+    names = labels if name in labels else [*labels, name]
+    if version == "0.4":
+        return {**found, "labels": names}
+    return {**found, "ome": {**said, "version": said.get("version", version), "labels": names}}

@@ -13,6 +13,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from patchworks import tile_process
 from patchworks.errors import (
     ImageReadError,
     InputError,
@@ -34,7 +35,7 @@ from tests.conversion.written import (
     placed,
     units,
 )
-from tests.stores import contents, ome_zarr
+from tests.stores import components, contents, ome_zarr
 from tests.strategies import chunks_of
 
 RNG = np.random.default_rng(8)
@@ -85,6 +86,34 @@ def test_several_label_images_are_listed_once_each(store):
     for name in ("nuclei", "cells", "nuclei"):
         write_labels(store, LABELS, name=name, **QUIET)
     assert listed(store) == ["nuclei", "cells"]
+
+
+def list_labels(store: Path, version: str, said: object) -> None:
+    """Say in an image's group of labels which there are."""
+    zarr_format = 2 if version == "0.4" else 3
+    group = zarr.open_group(store / "labels", mode="w", zarr_format=zarr_format)
+    group.attrs.put({"labels": said} if version == "0.4" else {"ome": said})
+
+
+@pytest.mark.parametrize(
+    "said, known", [(None, []), ("cells", ["cells"]), ([], []), (["a"], ["a"])]
+)
+def test_a_list_that_is_none_or_a_name_alone_is_added_to(store, version, said, known):
+    list_labels(store, version, said if version == "0.4" else {"labels": said})
+    write_labels(store, LABELS, name="nuclei", **QUIET)
+    tile_process(store, components, overlap=2, output_component="more", **QUIET)
+    assert listed(store) == [*known, "nuclei", "more"]
+
+
+@pytest.mark.parametrize("said", [{"cells": 1}, 7, True])
+def test_what_is_no_list_of_labels_is_refused_before_any_work(store, version, said):
+    list_labels(store, version, said if version == "0.4" else {"labels": said})
+    before = contents(store.parent)
+    with pytest.raises(InputError, match=r"labels: its metadata list the labels .* such as"):
+        write_labels(store, LABELS, name="nuclei", **QUIET)
+    with pytest.raises(InputError, match="list of names"):
+        tile_process(store, components, overlap=2, **QUIET)
+    assert contents(store.parent) == before
 
 
 @settings(max_examples=20, deadline=None)
