@@ -19,6 +19,7 @@ from typing import Any
 from uuid import uuid4
 
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 from patchworks.io.location import Location
 
@@ -54,6 +55,8 @@ class ConversionStage:
         return f"done.{self.attempt}" if self.attempt and self.root.is_local else "done"
 
     def _at(self, part: str = "") -> tuple[Any, str]:
+        if self.root.is_local:  # `url_to_fs` takes "::" in a name for a chain of file systems
+            return LocalFileSystem(), str(self.root.path / part)
         # Not from a listing that was made before: what it lacks would be taken for not done.
         place = self.root / part if part else self.root
         filesystem, path = url_to_fs(place.url, use_listings_cache=False)

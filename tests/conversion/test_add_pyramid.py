@@ -108,6 +108,13 @@ def test_the_dimension_names_say_the_axes(tmp_path):
     assert {array.metadata.dimension_names for array in arrays(store)} == {("c", "z", "y", "x")}
 
 
+def test_the_store_may_have_any_name(tmp_path):
+    store = plain(tmp_path / "a.zarr").rename(tmp_path / "a::b.zarr")
+    add_pyramid(store, n_levels=2, **QUIET)
+    assert [path.name for path in tmp_path.iterdir()] == ["a::b.zarr"]
+    check_pyramid(store.rename(tmp_path / "a.zarr"), VOXELS, 2)
+
+
 @pytest.mark.parametrize("names", [None, ["c", None, "y", "x"], ["z", "z", "y", "x"]])
 def test_four_axes_without_names_are_asked_for(tmp_path, names):
     store = plain(tmp_path / "a.zarr", VOXELS[:, None], dimension_names=names)

@@ -19,9 +19,11 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from patchworks import load_ome_zarr
 from patchworks.errors import InputError, PatchworksError, TargetExistsError
 from patchworks.geometry import image_pyramid, pyramid
 from patchworks.plugins.ome_zarr import to_ome_zarr, write_labels
+from patchworks.steps.pyramid import pool_image
 from tests.conversion.written import (
     ORDER,
     arrays,
@@ -196,6 +198,18 @@ def test_64_bit_integers_are_converted_by_whatever_name_c_has_for_them(tmp_path,
         target = tmp_path / f"{version}.ome.zarr"
         to_ome_zarr(source, target, n_levels=2, ngff_version=version, progress=False)
         check_pyramid(target, voxels, 2)
+
+
+@pytest.mark.parametrize("name", ["a::b.zarr", "::.zarr", "in::one/image.zarr", "a b#?%20é.zarr"])
+def test_a_target_may_have_any_name(tmp_path, name):
+    voxels = random_voxels((40, 50), "uint8", 3)
+    target = tmp_path / name
+    to_ome_zarr(voxels, target, n_levels=2, progress=False)
+    found = [np.asarray(load_ome_zarr(target, level=level)) for level in (0, 1)]
+    assert all(map(np.array_equal, found, [voxels, pool_image(voxels, (2, 2))]))
+    made = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.zarr*")}
+    assert made == {name, f"{name}.maxima"}
+    assert {path.name for path in tmp_path.iterdir()} <= {*made, "in::one"}
 
 
 def test_64_bit_levels_do_not_depend_on_how_the_image_is_cut(tmp_path):
