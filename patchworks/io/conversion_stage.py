@@ -21,6 +21,7 @@ from uuid import uuid4
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from patchworks.io.literal_store import remove_tree
 from patchworks.io.location import Location
 
 ID = "id"
@@ -65,6 +66,9 @@ class ConversionStage:
     def begin(self) -> None:
         """Make the stage anew."""
         self.remove()
+        if self.root.is_local and self.exists():
+            # Regions that an earlier try has marked would be taken for written in the new levels.
+            raise FileExistsError(f"{self.root} is in the way and cannot be deleted")
         if self.root.url.partition("://")[0] not in BUCKETS:
             filesystem, path = self._at(self._done)
             filesystem.makedirs(path, exist_ok=True)
@@ -128,5 +132,4 @@ class ConversionStage:
         if self.root.is_local:
             self.root.remove()
         elif self.exists():
-            filesystem, path = self._at()
-            filesystem.rm(path, recursive=True)
+            remove_tree(*self._at())

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import fsspec
 import zarr
 from zarr.abc.store import Store
-from zarr.storage import FsspecStore, LocalStore
+from zarr.storage import LocalStore
 
 from patchworks.errors import (
     InputError,
@@ -23,6 +23,7 @@ from patchworks.errors import (
     PatchworksError,
     SourceNotFoundError,
 )
+from patchworks.io.literal_store import LiteralStore, remove_tree
 
 ZarrArray = zarr.Array[Any]
 
@@ -103,7 +104,7 @@ class Location:
         if self.is_local:
             return LocalStore(self.path, read_only=read_only)
         self.filesystem()
-        return FsspecStore.from_url(self.url, storage_options=UNCACHED, read_only=read_only)
+        return LiteralStore.from_url(self.url, storage_options=UNCACHED, read_only=read_only)
 
     def filesystem(self) -> tuple[Any, str]:
         """Return the file system of a URL, and the path in it.
@@ -151,8 +152,7 @@ class Location:
         if self.is_local:
             shutil.rmtree(self.path, ignore_errors=True)
         elif self.exists():
-            filesystem, path = self.filesystem()
-            filesystem.rm(path, recursive=True)
+            remove_tree(*self.filesystem())
 
 
 @contextmanager

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import tifffile
 import zarr
 
+from patchworks.conversion import regions
 from patchworks.errors import ImageReadError, TargetNotWritableError
+from patchworks.io.conversion_stage import ConversionStage
 from patchworks.plugins.ome_zarr import to_ome_zarr
 from patchworks.readers.array import ArrayReader
 from tests.stores import contents
@@ -155,6 +159,23 @@ def test_a_part_that_cannot_be_read_ends_it_and_nothing_is_read_twice(tmp_path, 
     monkeypatch.setenv("repaired", "1")
     to_ome_zarr(voxels, target, progress=False, max_workers=1)
     assert len(reads) == len(set(reads)) == 3
+    assert (zarr.open_group(target)["0"][...] == voxels).all()
+
+
+def test_marks_that_cannot_be_deleted_are_never_taken_for_new_ones(tmp_path, monkeypatch):
+    """A network file system keeps what is open: then the stage is not empty."""
+    voxels, target = image((48, 1024, 1024)), tmp_path / "scan.ome.zarr"
+    with monkeypatch.context() as patch:
+        patch.setattr(regions, "publish", mock.Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            to_ome_zarr(voxels, target, progress=False)
+    shutil.rmtree(next(tmp_path.glob(".*.partial")))
+    with monkeypatch.context() as patch:
+        patch.setattr(ConversionStage, "remove", lambda self: None)
+        with pytest.raises(TargetNotWritableError, match="cannot be deleted"):
+            to_ome_zarr(voxels, target, progress=False)
+    assert not target.exists()
+    to_ome_zarr(voxels, target, progress=False)
     assert (zarr.open_group(target)["0"][...] == voxels).all()
 
 

@@ -33,6 +33,7 @@ from patchworks.errors import (
     TargetNotWritableError,
 )
 from patchworks.geometry import image_pyramid
+from patchworks.io.location import Location
 from patchworks.plugins.ome_zarr import add_pyramid, to_ome_zarr, write_labels
 from patchworks.readers.array import ArrayReader
 from patchworks.readers.ome_zarr import ZarrReader
@@ -528,3 +529,67 @@ def test_users_say_where_the_server_is_by_the_environment(endpoint, bucket, fold
         [sys.executable, "-c", SCRIPT, target], env={**kept, **said}, check=True, timeout=60
     )
     assert np.array_equal(levels(target)[0], np.ones((4, 5)))
+
+
+def held(url: str) -> dict[str, bytes]:
+    """What another program sees at a URL: every object and its bytes."""
+    filesystem, path = fsspec.url_to_fs(url, use_listings_cache=False)
+    return {name: filesystem.cat_file(name) for name in filesystem.find(path)}
+
+
+LIKE_PATTERNS = [("scan[1]", "scan1"), ("scan*", "scanA"), ("scan?", "scanB")]
+HOLLOW = np.where(np.arange(50)[:, None] < 32, np.uint16(0), VOXELS)  # has empty chunks
+
+
+@pytest.mark.parametrize(("name", "other"), LIKE_PATTERNS)
+def test_of_a_name_like_a_pattern_nothing_else_is_deleted(url, name, other):
+    """fsspec expands patterns in what it deletes; zarr deletes each chunk that is empty."""
+    target = f"{url}/{name}.zarr"
+    to_ome_zarr(VOXELS, f"{url}/{other}.zarr", **OPTIONS)
+    write_labels(f"{url}/{other}.zarr", VOXELS, name="n", **QUIET)
+    before = held(f"{url}/{other}.zarr")
+    to_ome_zarr(VOXELS + 1, target, **{**OPTIONS, "n_levels": 4})
+    to_ome_zarr(HOLLOW, target, overwrite=True, **OPTIONS)
+    for labels in (VOXELS, HOLLOW):
+        write_labels(target, labels, name="n", overwrite=True, **QUIET)
+    to_ome_zarr(target, f"{url}/back.zarr", **OPTIONS)
+    assert held(f"{url}/{other}.zarr") == before
+    check_pyramid(f"{url}/back.zarr", HOLLOW, 2)
+    check_pyramid(target, HOLLOW, 2)
+    check_pyramid(f"{target}/labels/n", HOLLOW.astype("uint32"), 2, pool_labels)
+    assert not [key for key in held(target) if "/3/" in key.partition(".zarr")[2]]
+    filesystem, path = fsspec.url_to_fs(url, use_listings_cache=False)
+    left = {entry.rpartition("/")[2] for entry in filesystem.ls(path, detail=False)}
+    assert left == {f"{other}.zarr", f"{name}.zarr", "back.zarr"}
+
+
+def test_a_collection_with_a_name_like_a_pattern_deletes_nothing_else(url, tmp_path):
+    source, target = collection(tmp_path / "source.zarr"), f"{url}/scan[1].zarr"
+    to_ome_zarr(VOXELS, f"{url}/scan1.zarr", **OPTIONS)
+    to_ome_zarr(VOXELS, target, **{**OPTIONS, "n_levels": 4})
+    before = held(f"{url}/scan1.zarr")
+    to_ome_zarr(source, target, scene="all", n_levels=2, overwrite=True, **QUIET)
+    assert held(f"{url}/scan1.zarr") == before
+    assert ome(f"{target}/OME")["series"] == ["0", "1", "2"]
+    for index, (_, voxels) in enumerate(SCANS.values()):
+        check_pyramid(f"{target}/{index}", voxels, 2)
+
+
+def test_an_interrupted_conversion_to_a_name_like_a_pattern_goes_on(url):
+    target, seen = f"{url}/scan[1].zarr", []
+    to_ome_zarr(VOXELS, f"{url}/scan1.zarr", **OPTIONS)
+    before = held(f"{url}/scan1.zarr")
+    with small(), failing_once(3, seen):
+        with pytest.raises(ImageReadError, match="the disk is gone"):
+            to_ome_zarr(HOLLOW, target, **OPTIONS)
+        to_ome_zarr(HOLLOW, target, **OPTIONS)
+    assert len(seen) == len(set(seen)) + 1
+    check_pyramid(target, HOLLOW, 2)
+    assert held(f"{url}/scan1.zarr") == before
+
+
+def test_an_image_is_renewed_in_the_place_of_one_that_is_like_its_pattern(url):
+    """Removal takes what has the name: also where the one that is like it is not there."""
+    to_ome_zarr(VOXELS, f"{url}/scan[1].zarr", **OPTIONS)
+    Location(f"{url}/scan[1].zarr").remove()
+    assert not Location(f"{url}/scan[1].zarr").exists()
