@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import dask.array as da
 import numpy as np
@@ -112,6 +113,22 @@ def test_an_interruption_after_the_segmentation_costs_no_tile_and_no_byte(
     assert contents(tmp_path / "labels.zarr") == undisturbed
 
 
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, OSError])
+def test_what_ends_a_run_before_the_last_renaming_costs_no_region(
+    tmp_path, store, undisturbed, monkeypatch, kind
+):
+    """The metadata are written already then, and no longer say that it is being written."""
+    place = tmp_path / "labels.zarr"
+    with monkeypatch.context() as patch:
+        patch.setattr(level_store.LevelStore, "_move_into_place", mock.Mock(side_effect=kind))
+        with pytest.raises(kind):
+            run(store, tmp_path / "calls", write_to=place)
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "gather_region", mock.Mock(side_effect=AssertionError("again")))
+        run(store, tmp_path / "calls", write_to=place)
+    assert contents(place) == undisturbed
+
+
 def test_a_label_image_is_not_there_under_its_name_before_it_is_whole(tmp_path, store, monkeypatch):
     interrupt(monkeypatch, pipeline.levels.RegionWriter, "write", 1)
     with pytest.raises(KeyboardInterrupt):
@@ -204,6 +221,7 @@ def test_two_interrupted_names_in_one_store_do_not_lose_each_others_regions(
 CHILD = """
 import sys, time
 from pathlib import Path
+from unittest import mock
 import numpy as np
 from patchworks import halving, joining, pipeline, tile_process
 from tests.stores import components, counting

@@ -28,7 +28,7 @@ from patchworks.geometry.grid import ceil_div
 from patchworks.geometry.pyramid import PyramidPlan
 from patchworks.io.chunk_writer import ChunkWriter
 from patchworks.io.location import Location, ZarrArray, open_array, open_group
-from patchworks.io.ngff import Version
+from patchworks.io.ngff import PROVENANCE_KEY, Version
 from patchworks.io.region_chunks import RegionChunks
 from patchworks.io.source import NOT_ZARR
 from patchworks.io.writing import writing
@@ -131,9 +131,19 @@ class LevelStore:
         return {"compressors": new[self.codec], "dimension_names": list(self.axis_names)}
 
     def is_begun(self) -> bool:
-        """Return whether the levels are there, left by an interrupted run of this kind."""
+        """Return whether the levels are there, left by an interrupted run of this kind.
+
+        Those that were whole but for their name, too: then their metadata are the final ones.
+        """
+        return self._is_ours(self.building)
+
+    def _is_ours(self, there: Location) -> bool:
+        """Whether a group was made by a run of this kind, whole or not."""
         with suppress(*NOT_ZARR):
-            return open_group(self.building).attrs.get(PARTIAL_KEY) == self.fingerprint
+            attributes = open_group(there).attrs
+            made = attributes.get(PROVENANCE_KEY)
+            whole = isinstance(made, Mapping) and made.get("fingerprint") == self.fingerprint
+            return whole or attributes.get(PARTIAL_KEY) == self.fingerprint
         return False
 
     def sweep(self) -> None:

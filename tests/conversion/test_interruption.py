@@ -20,6 +20,7 @@ import zarr
 from patchworks.conversion import regions
 from patchworks.errors import ImageReadError, TargetNotWritableError
 from patchworks.io.conversion_stage import ConversionStage
+from patchworks.io.level_store import LevelStore
 from patchworks.plugins.ome_zarr import to_ome_zarr
 from patchworks.readers.array import ArrayReader
 from tests.stores import contents
@@ -177,6 +178,24 @@ def test_marks_that_cannot_be_deleted_are_never_taken_for_new_ones(tmp_path, mon
     assert not target.exists()
     to_ome_zarr(voxels, target, progress=False)
     assert (zarr.open_group(target)["0"][...] == voxels).all()
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize("scene", [0, "all"])
+def test_what_ends_it_before_the_last_renaming_costs_no_region(tmp_path, monkeypatch, kind, scene):
+    """The metadata are written already then, and no longer say that it is being written."""
+    voxels, target = image((8, 256, 256)), tmp_path / "scan.ome.zarr"
+    failing = mock.Mock(side_effect=kind)
+    with monkeypatch.context() as patch:
+        patch.setattr(LevelStore, "_move_into_place", failing)
+        with pytest.raises((KeyboardInterrupt, TargetNotWritableError)) as raised:
+            to_ome_zarr(voxels, target, scene=scene, progress=False)
+    assert "goes on from there" in raised.value.__notes__[0]
+    monkeypatch.setattr(ArrayReader, "_read", mock.Mock(side_effect=AssertionError("again")))
+    to_ome_zarr(voxels, target, scene=scene, progress=False)
+    level = "0/0" if scene == "all" else "0"
+    assert (zarr.open_group(target)[level][...] == voxels).all()
+    assert {path.name for path in tmp_path.iterdir()} <= {target.name, f"{target.name}.maxima"}
 
 
 @pytest.fixture
