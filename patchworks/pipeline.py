@@ -121,7 +121,8 @@ class RunPlan:
     def check_target(self) -> None:
         """Raise TargetExistsError if another run's label image is there and may not be replaced.
 
-        Once more when the lock is held: another run may have ended since this one was planned.
+        Once more when the lock is held, and when all is written: another run may have ended since
+        this one was planned, or another program have put something there.
         """
         self.target.check(self.fingerprint, overwrite=self.may_replace)
 
@@ -297,6 +298,7 @@ def begin_label_image(plan: RunPlan, relabeling: Relabeling) -> list[int]:
     image, state = plan.label_image(relabeling), relabeling.digest()
     pyramid = plan.spec.pyramid
     if not (image.is_begun() and plan.stage.regions_belong_to(state)):
+        plan.check_target()  # in an object store what is there goes now
         image.create()
         plan.stage.begin_regions(state)
         return list(range(pyramid.regions().n_tiles))
@@ -356,7 +358,8 @@ def build_level(image: LabelImage, level: int, regions: Sequence[int]) -> int:
 
 def publish(plan: RunPlan, relabeling: Relabeling, version: str) -> None:
     """Put the finished label image in its place, saying how it was made."""
-    plan.label_image(relabeling).publish(provenance(plan, relabeling.n_objects, version))
+    made = provenance(plan, relabeling.n_objects, version)
+    plan.label_image(relabeling).publish(made, may_replace=plan.may_replace)
 
 
 def provenance(plan: RunPlan, n_objects: int, version: str) -> dict[str, Any]:

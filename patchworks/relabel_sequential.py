@@ -121,6 +121,7 @@ def relabel_sequential_zarr(
     dtype = np.dtype(np.uint32 if len(ids) <= np.iinfo(np.uint32).max else np.uint64)
     image = LabelImage(target, pyramid, dtype, fingerprint)
     target.make_private()
+    target.check(fingerprint, overwrite=overwrite)  # in an object store what is there goes now
     image.create()
     regions = pyramid.regions()
 
@@ -134,7 +135,8 @@ def relabel_sequential_zarr(
         pass
     for level in range(pyramid.n_fused, pyramid.n_levels):
         build_level(image, level, range(pyramid.regions(level).n_tiles))
-    image.publish({"fingerprint": fingerprint, "n_objects": len(ids)})
+    made = {"fingerprint": fingerprint, "n_objects": len(ids)}
+    image.publish(made, may_replace=overwrite)
     return lazy_array(target.location, "0")
 
 

@@ -9,10 +9,7 @@
 
 from __future__ import annotations
 
-import shutil
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import zarr
@@ -29,8 +26,9 @@ from patchworks.conversion.plan import (
     plan_conversion,
     plan_scene,
 )
+from patchworks.errors import TargetExistsError
 from patchworks.fingerprint import digest
-from patchworks.io.level_store import PARTIAL_KEY, ZARR_FORMAT
+from patchworks.io.level_store import PARTIAL_KEY, ZARR_FORMAT, not_ours, put_in_place
 from patchworks.io.location import Location
 from patchworks.io.ngff import PROVENANCE_KEY
 from patchworks.io.writing import check_writable, writing
@@ -62,6 +60,14 @@ class CollectionPlan:
     def is_collection(self) -> bool:
         """Whether there is a collection to be made of the parts."""
         return bool(self.fingerprint)
+
+    def check_target(self) -> None:
+        """Raise TargetExistsError if something is there that a collection may not replace.
+
+        Once more when the lock is held, and when all is written.
+        """
+        may_replace = self.parts[0].may_replace
+        check_target(self.place, self.fingerprint, self.source, overwrite=may_replace)
 
     @property
     def building(self) -> Location:
@@ -112,8 +118,16 @@ def begin_collection(plan: CollectionPlan) -> None:
     """Mark a collection in an object store as being written, in place of what was there.
 
     On a local file system the images are written beside the place, and nothing is to be done.
+
+    Raises
+    ------
+    TargetExistsError
+        If something came to the place since the collection was planned.
     """
-    if not plan.is_collection or plan.building != plan.place:
+    if not plan.is_collection:
+        return
+    plan.check_target()
+    if plan.building != plan.place:
         return
     with writing(plan.place):
         if partial_of(plan.place) == plan.fingerprint:
@@ -128,7 +142,14 @@ def begin_collection(plan: CollectionPlan) -> None:
 
 
 def publish_collection(plan: CollectionPlan) -> None:
-    """Write the collection's own metadata and put it in its place."""
+    """Write the collection's own metadata and put it in its place.
+
+    Raises
+    ------
+    TargetExistsError
+        If something came to the place since the collection was begun.
+    """
+    _check_still_free(plan)
     version = plan.parts[0].store.version
     series: dict[str, Any] = {"series": [str(index) for index in range(len(plan.parts))]}
     layout: dict[str, Any] = {"bioformats2raw.layout": LAYOUT}
@@ -145,7 +166,21 @@ def publish_collection(plan: CollectionPlan) -> None:
             if part == "OME" and (described := collection_xml(plan.parts)):
                 _put(building / "OME/METADATA.ome.xml", described)
         if building != plan.place:
-            _replace(building.path, plan.place.path)
+            may_replace = plan.parts[0].may_replace
+            put_in_place(building.path, plan.place.path, may_replace=may_replace)
+
+
+def _check_still_free(plan: CollectionPlan) -> None:
+    try:
+        plan.check_target()
+        if plan.building == plan.place and partial_of(plan.place) != plan.fingerprint:
+            raise not_ours(plan.place)
+    except TargetExistsError as error:
+        error.add_note(
+            f"all {len(plan.parts)} images are written and kept in {plan.building}; the same call "
+            f"goes on from there"
+        )
+        raise
 
 
 def _building(place: Location, fingerprint: str) -> Location:
@@ -160,13 +195,3 @@ def _put(place: Location, content: bytes) -> None:
         return
     filesystem, path = place.filesystem()
     filesystem.pipe_file(path, content)
-
-
-def _replace(new: Path, place: Path) -> None:
-    old = new.with_suffix(".old")
-    if place.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        place.rename(old)
-    new.rename(place)
-    with suppress(OSError):
-        shutil.rmtree(old)

@@ -110,7 +110,8 @@ class ConversionPlan:
     def check_target(self) -> None:
         """Raise TargetExistsError if something is there that may not be replaced.
 
-        Once more when the lock is held: another run may have ended since this one was planned.
+        Once more when the lock is held, and when all is written: another run may have ended since
+        this one was planned, or another program have put something there.
         """
         check_target(self.place, self.fingerprint, self.source, overwrite=self.may_replace)
 

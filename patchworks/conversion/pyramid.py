@@ -187,8 +187,9 @@ def finish_addition(plan: PyramidAddition) -> None:
     """Write the group's metadata: now it is an image with a pyramid."""
     group = open_group(plan.store, mode="r+")
     with writing(plan.store):
+        before = dict(group.attrs)
         described = with_levels(
-            dict(group.attrs),
+            before,
             "0.4" if plan.levels.arrays[0].metadata.zarr_format == 2 else "0.5",
             name=plan.store.name,
             calibration=plan.calibration,
@@ -196,11 +197,25 @@ def finish_addition(plan: PyramidAddition) -> None:
             base=plan.base,
             method="mode" if plan.is_labels else "mean",
         )
+        if described != before:  # else an earlier try got this far
+            _check_still_ours(plan, before)
         group.attrs.put(described)
         for array in plan.levels.arrays[1:]:
             array.attrs.pop(PARTIAL_KEY, None)
         refresh_consolidated(plan.store)
         plan.stage.remove()
+
+
+def _check_still_ours(plan: PyramidAddition, attributes: Mapping[str, Any]) -> None:
+    """Raise TargetExistsError if another program made a pyramid or a level in the meantime."""
+    found = read_multiscale(attributes, str(plan.store))
+    names = [str(level) for level in range(1, plan.pyramid.n_levels)]
+    foreign = [name for name in names if _mark(plan.store / name) != plan.fingerprint]
+    if foreign or (found is not None and len(found.levels) > 1):
+        raise TargetExistsError(
+            f"{plan.store}: another program made a pyramid there in the meantime, or wrote to "
+            f"{names}; if it is not the one you want, remove it, and call again"
+        )
 
 
 def extend_pyramid(

@@ -112,7 +112,14 @@ def _write_one(plan: ConversionPlan, level: int, index: int) -> int:
 
 
 def publish(plan: ConversionPlan) -> None:
-    """Write the metadata and put the image in its place."""
+    """Write the metadata and put the image in its place.
+
+    Raises
+    ------
+    TargetExistsError
+        If something came to the target since the conversion began, and may not be replaced.
+    """
+    plan.check_target()
     with writing(plan.place):
         attributes = image_attributes(
             plan.store.version,
@@ -123,7 +130,8 @@ def publish(plan: ConversionPlan) -> None:
             omero=_omero(plan),
         )
         made = {"source": plan.source, "fingerprint": plan.fingerprint}
-        plan.store.publish({**attributes, PROVENANCE_KEY: made})
+        made_so = {**attributes, PROVENANCE_KEY: made}
+        plan.store.publish(made_so, may_replace=plan.may_replace)
         keep_maxima(plan)
         plan.stage.remove()
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from patchworks.conversion.plan import is_inside, made_from, places_of
-from patchworks.errors import InputError, SourceNotFoundError
+from patchworks.errors import InputError, SourceNotFoundError, TargetExistsError
 from patchworks.execution.executor import Batch, ThreadExecutor, batched
 from patchworks.execution.machine import available_cores
 from patchworks.execution.progress import with_progress
@@ -79,7 +79,9 @@ def write_label_image(
         with lock:
             # Once more: another run may have ended just before.
             if not _is_made(target, fingerprint, overwrite=overwrite):
-                _write_levels(image, reader, ThreadExecutor(workers), lock, progress=progress)
+                _write_levels(image, reader, ThreadExecutor(workers), progress=progress)
+                lock.check()
+                _publish(image, may_replace=overwrite)
     return target.location
 
 
@@ -96,11 +98,10 @@ def _write_levels(
     image: LabelImage,
     reader: SceneReader,
     executor: ThreadExecutor,
-    lock: RunLock,
     *,
     progress: bool,
 ) -> None:
-    """Write all levels and publish them; nothing stays of what fails."""
+    """Write all levels; nothing stays of what fails."""
     place, pyramid = image.target.location, image.pyramid
     with ExitStack() as undo:
         undo.callback(_discard, image)
@@ -116,17 +117,28 @@ def _write_levels(
             ):
                 pass
         undo.pop_all()  # from here on it may be another run's
-    lock.check()
-    with writing(place):
-        image.publish({"fingerprint": image.fingerprint})
+
+
+def _publish(image: LabelImage, *, may_replace: bool) -> None:
+    """Put a label image in its place, unless another program has put something there."""
+    try:
+        with writing(image.target.location):
+            image.publish({"fingerprint": image.fingerprint}, may_replace=may_replace)
+    except (TargetExistsError, InputError):
+        if image.target.location.is_local:  # an object store has one place for both
+            _discard(image)
+        raise
 
 
 def _discard(image: LabelImage) -> None:
     """Delete what is written of a label image that does not become whole."""
+    place = image.target.location
+    if not place.is_local and image.target.is_anothers(image.fingerprint):
+        return
     image.store.building.remove()
-    if image.target.location.is_local:
+    if place.is_local:
         with suppress(OSError):  # there are others in it
-            image.target.location.path.parent.rmdir()
+            place.path.parent.rmdir()
 
 
 def _check_apart(labels: Any, place: Location) -> None:

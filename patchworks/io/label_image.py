@@ -130,6 +130,11 @@ class LabelTarget:
                 f"or image) is there; give another name, or overwrite=True to replace it"
             )
 
+    def is_anothers(self, fingerprint: str) -> bool:
+        """Whether a group with metadata is there that this run is not writing."""
+        attributes = self.attributes()
+        return bool(attributes) and attributes.get(PARTIAL_KEY) != fingerprint
+
     def check_writable(self) -> None:
         """Raise TargetNotWritableError if nothing can be created at the target."""
         check_writable(self.location, "give another place with write_to=")
@@ -186,9 +191,18 @@ class LabelImage:
         """Return the labels of a box of a level that is written."""
         return self.store.read(level, box)
 
-    def publish(self, provenance: Mapping[str, Any]) -> None:
-        """Write the metadata, put the label image in its place and register it."""
+    def publish(self, provenance: Mapping[str, Any], *, may_replace: bool) -> None:
+        """Write the metadata, put the label image in its place and register it.
+
+        What is at the target is looked at once more: it may have come while this was written.
+
+        Raises
+        ------
+        TargetExistsError, InputError
+            As `LabelTarget.check` does; the levels that are written stay.
+        """
         target = self.target
+        target.check(self.fingerprint, overwrite=may_replace)
         source = None if target.image_group is None else "../../"
         attributes = label_attributes(
             target.version,
@@ -197,7 +211,8 @@ class LabelImage:
             pyramid=self.pyramid,
             source=source,
         )
-        self.store.publish({**attributes, PROVENANCE_KEY: dict(provenance)})
+        made = {**attributes, PROVENANCE_KEY: dict(provenance)}
+        self.store.publish(made, may_replace=may_replace)
         target.register()
         if target.image_group is not None:
             refresh_consolidated(target.image_group)

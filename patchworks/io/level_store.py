@@ -9,6 +9,7 @@ last.
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 import warnings
 from collections.abc import Iterable, Mapping
@@ -23,6 +24,7 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, ZstdCodec
 
+from patchworks.errors import TargetExistsError
 from patchworks.geometry.box import Box
 from patchworks.geometry.grid import ceil_div
 from patchworks.geometry.pyramid import PyramidPlan
@@ -212,20 +214,62 @@ class LevelStore:
         """Return the voxels of a box of a level that is written."""
         return np.asarray(self.levels[level][box.slices])
 
-    def publish(self, attributes: Mapping[str, Any]) -> None:
-        """Write the metadata and put the levels in their place."""
+    def publish(self, attributes: Mapping[str, Any], *, may_replace: bool) -> None:
+        """Write the metadata and put the levels in their place.
+
+        Parameters
+        ----------
+        attributes : mapping
+            The metadata.
+        may_replace : bool
+            Whether what another run has put there may be replaced. What one of this kind has may.
+
+        Raises
+        ------
+        TargetExistsError
+            If something came to the place while the levels were written, and may not be replaced.
+        """
+        if self.building == self.place and not self.is_begun():
+            raise not_ours(self.place)
         with writing(self.place):
             open_group(self.building, mode="r+").attrs.put(dict(attributes))
             if self.building != self.place:
-                self._move_into_place()
+                self._move_into_place(may_replace=may_replace or self._is_ours(self.place))
 
-    def _move_into_place(self) -> None:
-        place, old = self.place.path, self._sibling("old").path
-        if place.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            place.rename(old)
-        self.building.path.rename(place)
+    def _move_into_place(self, *, may_replace: bool) -> None:
+        put_in_place(self.building.path, self.place.path, may_replace=may_replace)
+
+
+def put_in_place(new: Path, place: Path, *, may_replace: bool) -> None:
+    """Give a folder that is whole its name; what has that name stays, unless it may be replaced.
+
+    Raises
+    ------
+    TargetExistsError
+        If something has the name that may not be replaced.
+    """
+    old = new.with_suffix(".old")
+    if may_replace and place.exists():
         shutil.rmtree(old, ignore_errors=True)
+        place.rename(old)
+    try:
+        new.rename(place)  # fails by itself where another program was quicker
+    except OSError as error:
+        if not os.path.lexists(place):
+            raise
+        raise TargetExistsError(
+            f"{place}: another program put something there in the meantime ({error.strerror}); "
+            f"move it away, and the same call goes on from {new}, where what is written is kept"
+        ) from error
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def not_ours(place: Location) -> TargetExistsError:
+    """Return the error for an object store in which another program wrote to the same place."""
+    return TargetExistsError(
+        f"{place}: is not what this run has begun there any more: another program wrote to it, or "
+        f"deleted it, in the meantime; give another target, or overwrite=True to make it anew"
+    )
 
 
 def storable(dtype: np.dtype) -> np.dtype:

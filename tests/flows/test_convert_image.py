@@ -9,15 +9,22 @@ from unittest import mock
 import numpy as np
 import pytest
 import tifffile
+import zarr
 
-from flows import convert_image
-from patchworks.errors import ImageReadError, InputError, PatchworksError, SourceNotFoundError
+from flows import conversion, convert_image
+from patchworks.errors import (
+    ImageReadError,
+    InputError,
+    PatchworksError,
+    SourceNotFoundError,
+    TargetExistsError,
+)
 from patchworks.geometry import image_pyramid, pyramid
 from patchworks.plugins.ome_zarr import to_ome_zarr
 from tests.conversion.small_files import STACK, damage, write_tiff
 from tests.conversion.written import check_pyramid, leftovers
 from tests.flows.test_segment_image import latest_task_runs
-from tests.stores import contents
+from tests.stores import contents, ome_zarr
 
 OPTIONS = {"n_levels": 5, "chunks": (8, 64, 64)}
 
@@ -92,6 +99,26 @@ class TestOnAServer:
         request.getfixturevalue("nothing_starts")
         again = convert_image(str(source), str(target), scene="all", n_levels=2)
         assert again.n_reused == again.n_regions == report.n_regions
+
+    def test_what_comes_to_the_target_meanwhile_stays(self, tmp_path, monkeypatch):
+        source, target = write_tiff(tmp_path / "scan.tif"), tmp_path / "scan.ome.zarr"
+        one_pass = conversion._one_pass
+
+        def meanwhile(*args: object) -> None:
+            if not target.exists():
+                ome_zarr(target, [STACK[:2]])
+            one_pass(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(conversion, "_one_pass", meanwhile)
+            with pytest.raises(TargetExistsError, match="overwrite=True") as seen:
+                convert_image(source, target, **OPTIONS)
+        assert "goes on from there" in seen.value.__notes__[0]
+        assert (zarr.open_group(target, mode="r")["0"][...] == STACK[:2]).all()
+        report = convert_image(source, target, overwrite=True, **OPTIONS)
+        assert report.n_reused == report.n_regions
+        check_pyramid(target, STACK, 2)
+        assert leftovers(tmp_path) == []
 
     @pytest.mark.slow
     def test_a_part_that_cannot_be_read_ends_it_and_the_rest_is_kept(self, tmp_path):

@@ -1,5 +1,6 @@
 """Called again after any end: finished batches show as Cached, half-finished ones go on."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from scipy import ndimage
 
 from flows import segment_image
 from patchworks import tile_process
-from patchworks.errors import SegmenterError
+from patchworks.errors import SegmenterError, TargetExistsError
 from tests.flows.runs import states, task_runs
 from tests.images import files_of
 
@@ -81,6 +82,28 @@ def test_a_rerun_shows_finished_batches_as_cached_and_does_only_what_is_left(tmp
                  tile_shape=(32, 32), overlap=4)  # fmt: skip
     ours, theirs = files_of(tmp_path / "out.zarr"), files_of(tmp_path / "whole.zarr")
     assert ours == theirs
+
+
+class WithAnIntruder(Sometimes):
+    """Another program writes to the run's output as soon as it segments."""
+
+    def __call__(self, tile: np.ndarray) -> np.ndarray:
+        with suppress(FileExistsError):
+            (self.folder / "intruder").mkdir()
+            zarr.create_group(self.folder / "out.zarr", attributes={"ome": {"image-label": {}}})
+        return super().__call__(tile)
+
+
+def test_what_comes_to_the_output_meanwhile_stays(tmp_path):
+    source, segmenter = an_image(tmp_path), WithAnIntruder(tmp_path)
+    segmenter.heal()
+    place = tmp_path / "out.zarr"
+    with pytest.raises(TargetExistsError, match="overwrite=True"):
+        segment_image(source, segmenter=segmenter, write_to=place, **TILES)
+    assert dict(zarr.open_group(place, mode="r").attrs) == {"ome": {"image-label": {}}}
+    segment_image(source, segmenter=segmenter, write_to=place, overwrite=True, **TILES)
+    assert segmenter.n_calls == N_TILES
+    assert zarr.open_group(place, mode="r")["0"].shape == (192, 192)
 
 
 def test_an_error_that_heals_is_tried_again_and_others_are_not(tmp_path):
