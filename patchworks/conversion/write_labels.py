@@ -23,7 +23,7 @@ from patchworks.io.ngff import Calibration
 from patchworks.io.run_lock import RunLock, lock_path_of
 from patchworks.io.source import FoundArray, find_array
 from patchworks.io.writing import writing
-from patchworks.readers.axes import axis_letters
+from patchworks.readers.axes import AxisOrder, axis_letters
 from patchworks.readers.registry import open_reader
 from patchworks.readers.scene import SceneReader
 from patchworks.run import whole_number
@@ -58,17 +58,22 @@ def write_label_image(
         raise SourceNotFoundError(
             f"{store}: not an OME-Zarr image; give the store of the image that the labels belong to"
         )
-    reader, calibration = _open_labels(labels, found, store)
+    reader, calibration, order = _open_labels(labels, found, store)
     with closing(reader):
         dtype = _label_dtype(reader)
         if n_levels is None:
             n_levels = found.n_levels if found.n_levels > 1 else DEFAULT_LEVELS
         layout = ImageLayout(n_levels=whole_number("n_levels", n_levels, 1, 32))
         scene = reader.scene
-        axes = axis_letters(calibration.axes)
-        pyramid = plan_image_pyramid(axes, scene.shape, dtype.itemsize, scene.block, layout)
+        planned = plan_image_pyramid(
+            order.canonical, scene.shape, dtype.itemsize, scene.block, layout
+        )
+        pyramid = planned.reordered(order.to_held)
         target = LabelTarget.inside(found.group, _plain(name), found.version, calibration)
-        fingerprint = digest("labels", reader.identity(), repr((pyramid, calibration)), name)
+        # Older versions turned the labels of an image whose axes have another order.
+        turned = [] if order.held == order.canonical else [order.held]
+        described = repr((pyramid, calibration))
+        fingerprint = digest("labels", reader.identity(), described, name, *turned)
         _check_apart(labels, target.location)
         lock = RunLock(lock_path_of(target.location, found.group), str(target.location))
         if _is_made(target, fingerprint, overwrite=overwrite):
@@ -79,7 +84,8 @@ def write_label_image(
         with lock:
             # Once more: another run may have ended just before.
             if not _is_made(target, fingerprint, overwrite=overwrite):
-                _write_levels(image, reader, ThreadExecutor(workers), progress=progress)
+                executor = ThreadExecutor(workers)
+                _write_levels(image, reader, order, executor, progress=progress)
                 lock.check()
                 _publish(image, may_replace=overwrite)
     return target.location
@@ -97,6 +103,7 @@ def _is_made(target: LabelTarget, fingerprint: str, *, overwrite: bool) -> bool:
 def _write_levels(
     image: LabelImage,
     reader: SceneReader,
+    order: AxisOrder,
     executor: ThreadExecutor,
     *,
     progress: bool,
@@ -109,7 +116,7 @@ def _write_levels(
             image.create()
         for level in (0, *range(pyramid.n_fused, pyramid.n_levels)):
             todo = range(pyramid.regions(level).n_tiles)
-            work = partial(_write, image, reader, level)
+            work = partial(_write, image, reader, order, level)
             results = executor.map(work, batched(todo, executor.max_batches))
             what = f"write {image.target.name}" if level == 0 else f"level {level}"
             for _ in with_progress(
@@ -152,8 +159,11 @@ def _check_apart(labels: Any, place: Location) -> None:
 
 def _open_labels(
     labels: Any, found: FoundArray, store: Location
-) -> tuple[SceneReader, Calibration]:
+) -> tuple[SceneReader, Calibration, AxisOrder]:
     """Return the labels' reader, and their axes: those of the image without its channels.
+
+    Both as calibration and as the order in which the image stores them; readers have an order of
+    their own, and the labels are stored in that of the image.
 
     One time point of an image need not be a time axis of its labels.
     """
@@ -167,17 +177,19 @@ def _open_labels(
     else:
         chosen = kept if getattr(labels, "ndim", 0) == len(kept) else still
         reader = open_reader(labels, axes=axis_letters([axes[i] for i in chosen]))
-    expected = tuple([shape[i] for i in chosen])
-    if reader.scene.shape != expected:
+    stored = tuple([shape[i] for i in chosen])
+    order = AxisOrder.parse(axis_letters([axes[i] for i in chosen]), stored, str(store))
+    if reader.scene.shape != order.shape(stored):
         raise InputError(
             f"{reader.name}: labels of shape {reader.scene.shape} for {store}; expected "
-            f"{expected}, axes {axis_letters([axes[i] for i in chosen])}"
+            f"{order.shape(stored)}, axes {order.canonical}"
         )
-    return reader, Calibration(
+    calibration = Calibration(
         tuple([axes[i] for i in chosen]),
         tuple([level.scale[i] for i in chosen]),
         tuple([level.translation[i] for i in chosen]),
     )
+    return reader, calibration, order
 
 
 def _plain(name: str) -> str:
@@ -201,7 +213,9 @@ def _label_dtype(reader: SceneReader) -> np.dtype:
     return np.dtype(np.uint32 if found.itemsize <= 4 else np.uint64)
 
 
-def _write(image: LabelImage, reader: SceneReader, level: int, regions: Batch) -> int:
+def _write(
+    image: LabelImage, reader: SceneReader, order: AxisOrder, level: int, regions: Batch
+) -> int:
     """Write regions of level 0 and of the levels inside them, or of a level above."""
     grid = image.pyramid.regions(level)
     if level > 0:
@@ -209,12 +223,13 @@ def _write(image: LabelImage, reader: SceneReader, level: int, regions: Batch) -
             return build_level(image, level, regions, pool_labels)
     for index in regions:
         box: Box = grid[index].core
-        labels = reader.read(box)
+        labels = order.restore(reader.read(order.canonical_box(box)))
         if labels.dtype.kind == "i" and labels.min() < 0:
             raise InputError(
                 f"{reader.name}, {box.start} to {box.stop}: the negative label {labels.min()}; "
                 f"labels are 0 or more"
             )
         with writing(image.target.location):
-            write_region(image, box, labels.astype(image.dtype, copy=False), pool_labels)
+            ordered = np.ascontiguousarray(labels, image.dtype)
+            write_region(image, box, ordered, pool_labels)
     return len(regions)

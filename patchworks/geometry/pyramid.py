@@ -7,9 +7,11 @@ first `n_fused` levels, whole chunks of each of those too. So every stored chunk
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
+from typing import Any
 
 from patchworks.geometry.box import Box
 from patchworks.geometry.grid import TileGrid, ceil_div
@@ -121,6 +123,25 @@ class PyramidPlan:
         return Box(
             tuple([a * f for a, f in zip(region.start, self.factor, strict=True)]),
             tuple([min(b * f, n) for b, f, n in zip(region.stop, self.factor, above, strict=True)]),
+        )
+
+    def reordered(self, order: Sequence[int]) -> PyramidPlan:
+        """Return the plan with its axes in another order: axis ``order[i]`` becomes axis i.
+
+        Then y and x need not be last: what is written plane by plane cannot use it.
+        """
+
+        def moved(extents: tuple[Any, ...]) -> tuple[Any, ...]:
+            return tuple([extents[i] for i in order])
+
+        return PyramidPlan(
+            tuple(map(moved, self.shapes)),
+            tuple(map(moved, self.chunks)),
+            moved(self.factor),
+            moved(self.region_shape),
+            self.n_fused,
+            None if self.shards is None else tuple(map(moved, self.shards)),
+            None if self.scales is None else tuple(map(moved, self.scales)),
         )
 
     def scale(self, level: int) -> tuple[float, ...]:

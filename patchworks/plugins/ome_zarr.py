@@ -209,8 +209,8 @@ def write_labels(
     store : path or URL
         The OME-Zarr image.
     labels : path, URL, numpy.ndarray, dask.array.Array or zarr.Array
-        Integers of the image's spatial shape, 0 for background; a file is read as `to_ome_zarr`
-        reads it.
+        Integers of the image's spatial shape in the order of its axes, 0 for background; a file is
+        read as `to_ome_zarr` reads it, in the order t, z, y, x.
     name : str
         The label image becomes ``labels/<name>`` and is listed there.
     n_levels : int, optional

@@ -55,19 +55,31 @@ class AxisOrder:
         """The axes in canonical order."""
         return "".join(sorted(self.held, key=ORDER.index))
 
+    @property
+    def to_held(self) -> tuple[int, ...]:
+        """Per axis of the array, which of the canonical axes it is."""
+        return tuple([self.canonical.index(axis) for axis in self.held])
+
     def shape(self, held: Sequence[int]) -> tuple[int, ...]:
         """Return a shape of the array in canonical order."""
         return tuple([held[self.held.index(axis)] for axis in self.canonical])
 
     def box(self, canonical: Box) -> Box:
         """Return a box of the canonical axes in those of the array."""
-        at = [self.canonical.index(axis) for axis in self.held]
+        at = self.to_held
         return Box(tuple([canonical.start[i] for i in at]), tuple([canonical.stop[i] for i in at]))
+
+    def canonical_box(self, held: Box) -> Box:
+        """Return a box of the array in the canonical axes."""
+        return Box(self.shape(held.start), self.shape(held.stop))
 
     def arrange(self, voxels: np.ndarray) -> np.ndarray:
         """Return voxels that were read from the array in canonical order."""
         return voxels.transpose([self.held.index(axis) for axis in self.canonical])
 
+    def restore(self, canonical: np.ndarray) -> np.ndarray:
+        """Return voxels in canonical order in the order of the array."""
+        return canonical.transpose(self.to_held)
 
 def axis_letters(axes: Sequence[Axis]) -> str:
     """Return one letter per axis, by type where that tells."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from unittest import mock
 
@@ -176,6 +177,47 @@ def test_channels_and_a_single_time_point_are_no_axes_of_labels(
     check_pyramid(made, labels.astype("uint32"), 2, pool_labels)
     assert axes(made) == label_axes
     assert placed(made)[0][0] == [size[image_axes.index(a)] for a in label_axes]
+
+
+ODD_ORDERS = ["xy", "xyz", "yxz", "zxy", "xyzt"]
+
+
+@pytest.mark.parametrize("held", ["numpy", "dask", "zarr path", "image path", "turned image path"])
+@pytest.mark.parametrize("square", [True, False])
+@pytest.mark.parametrize("image_axes", ODD_ORDERS)
+def test_labels_are_stored_in_the_order_of_their_images_axes(tmp_path, held, square, image_axes):
+    """Labels equal what was given, voxel by voxel on those of the image, and y and x are halved."""
+    store, place = tmp_path / "image.ome.zarr", tmp_path / "labels.zarr"
+    extents = {"x": 32, "y": 32, "z": 32, "t": 3} if square else {"x": 40, "y": 30, "z": 6, "t": 3}
+    shape = tuple([extents[a] for a in image_axes])
+    size = tuple([{"t": 5.0, "z": 2.0, "y": 0.5, "x": 0.25}[a] for a in image_axes])
+    ome_zarr(store, [np.zeros(shape, "uint8")], axes=image_axes, version="0.4", scale=size)
+    labels = np.random.default_rng(3).integers(0, 9, shape, dtype="uint16")
+    ordered = "".join(sorted(image_axes, key="tczyx".index))
+    if held == "image path":
+        ome_zarr(place, [labels], axes=image_axes, version="0.4")
+    elif held == "turned image path":
+        ome_zarr(place, [labels.transpose([image_axes.index(a) for a in ordered])], axes=ordered)
+    elif held == "zarr path":
+        zarr.create_array(str(place), data=labels, dimension_names=list(image_axes))
+    given = {"numpy": labels, "dask": da.from_array(labels, tuple([max(1, n // 2) for n in shape]))}
+    small = mock.patch.multiple(image_pyramid, REGION_BYTES=2000, MAX_REGION_BYTES=8000)
+    with small:
+        made = write_labels(store, given.get(held, place), n_levels=3, **QUIET)
+    first, *lower = levels(made)
+    assert (first == labels).all()
+    factor = tuple([2 if a in "yx" else 1 for a in image_axes])
+    for above, below in pairwise([first, *lower]):
+        assert (below == pool_labels(above, factor)).all()
+    assert axes(made) == image_axes
+    for level, (scale, _) in enumerate(placed(made)):
+        assert scale == [s * f**level for s, f in zip(size, factor, strict=True)]
+
+
+def test_labels_of_another_shape_are_refused_in_the_order_of_the_axes_that_is_named(tmp_path):
+    store = ome_zarr(tmp_path / "a.ome.zarr", [np.zeros((40, 30), "u1")], axes="xy", version="0.4")
+    with pytest.raises(InputError, match=r"shape \(40, 30\).*expected \(30, 40\), axes yx"):
+        write_labels(store, np.zeros((30, 40), "uint8"), **QUIET)
 
 
 def test_an_image_without_a_pyramid_gets_labels_with_one(tmp_path):
