@@ -78,6 +78,7 @@ def _convert_one(plan: ConversionPlan, lock: RunLock, runs: TaskRuns) -> Convers
             for level in plan.passes:
                 _one_pass(plan, level, stage, runs)
             lock.check()
+            regions.check_source(plan)
             runs.one(tasks.finish_conversion, {"stage": stage})
         except TargetInUseError:
             raise  # what is written is the other's now

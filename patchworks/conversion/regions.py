@@ -15,7 +15,7 @@ import numpy as np
 
 from patchworks.conversion.maxima import keep_maxima, note_maxima
 from patchworks.conversion.plan import ConversionPlan
-from patchworks.errors import Patience
+from patchworks.errors import ImageReadError, Patience
 from patchworks.io.conversion_stage import ConversionStage
 from patchworks.io.location import Location
 from patchworks.io.ngff import PROVENANCE_KEY, Channel, image_attributes, omero_of
@@ -109,6 +109,36 @@ def _write_one(plan: ConversionPlan, level: int, index: int) -> int:
     with writing(plan.place):
         plan.stage.mark(level, index)
     return region.size * plan.store.dtype.itemsize
+
+
+def check_source(plan: ConversionPlan) -> None:
+    """Make sure that all was read from one and the same image, once all is written.
+
+    By the process that planned the conversion: another host may see other times of the same file.
+
+    Raises
+    ------
+    ImageReadError
+        If a file of the image was written to meanwhile: nothing of the mixture is kept. If it
+        cannot be looked at, all is.
+    """
+    name = plan.reader.name
+    try:
+        changed = plan.reader.has_changed(plan.source)
+    except OSError as error:
+        raise ImageReadError(
+            f"{name}: whether it changed while it was read cannot be seen ({error}); call again "
+            f"once it can be read"
+        ) from error
+    if changed:
+        with writing(plan.place):
+            plan.stage.remove()
+            if plan.store.is_begun():
+                plan.store.building.remove()
+        raise ImageReadError(
+            f"{name}: changed while it was read; what was written was a mixture and is deleted. "
+            f"Call again when nothing writes to it any more"
+        )
 
 
 def publish(plan: ConversionPlan) -> None:

@@ -222,6 +222,7 @@ def _convert(
             for level in plan.passes:
                 _one_pass(sent, level, executor, progress=progress)
             lock.check()
+            regions.check_source(plan)
             regions.publish(plan)
         except TargetInUseError:
             raise  # what is written is the other's now
@@ -252,6 +253,8 @@ def settle_failed(plan: ConversionPlan, error: BaseException, *, all_ended: bool
             with suppress(OSError):
                 plan.place.path.parent.rmdir()
         return
+    if not plan.stage.exists():
+        return  # the source changed: nothing of the conversion is of use
     error.add_note(
         f"{n_done} of {n_regions} regions are written and kept in {plan.store.building}; the same "
         f"call goes on from there"

@@ -10,7 +10,12 @@ from typing import Any
 import numpy as np
 
 from patchworks.conversion.plan import is_inside, made_from, places_of
-from patchworks.errors import InputError, SourceNotFoundError, TargetExistsError
+from patchworks.errors import (
+    ImageReadError,
+    InputError,
+    SourceNotFoundError,
+    TargetExistsError,
+)
 from patchworks.execution.executor import Batch, ThreadExecutor, batched
 from patchworks.execution.machine import available_cores
 from patchworks.execution.progress import with_progress
@@ -73,7 +78,8 @@ def write_label_image(
         # Older versions turned the labels of an image whose axes have another order.
         turned = [] if order.held == order.canonical else [order.held]
         described = repr((pyramid, calibration))
-        fingerprint = digest("labels", reader.identity(), described, name, *turned)
+        identity = reader.identity()
+        fingerprint = digest("labels", identity, described, name, *turned)
         _check_apart(labels, target.location)
         lock = RunLock(lock_path_of(target.location, found.group), str(target.location))
         if _is_made(target, fingerprint, overwrite=overwrite):
@@ -87,6 +93,7 @@ def write_label_image(
                 executor = ThreadExecutor(workers)
                 _write_levels(image, reader, order, executor, progress=progress)
                 lock.check()
+                _check_source(image, reader, identity)
                 _publish(image, may_replace=overwrite)
     return target.location
 
@@ -124,6 +131,19 @@ def _write_levels(
             ):
                 pass
         undo.pop_all()  # from here on it may be another run's
+
+
+def _check_source(image: LabelImage, reader: SceneReader, identity: str) -> None:
+    """Raise ImageReadError, and keep nothing, if the labels changed while they were read."""
+    changed = True
+    with suppress(OSError):  # what cannot be looked at may have changed
+        changed = reader.has_changed(identity)
+    if changed:
+        _discard(image)
+        raise ImageReadError(
+            f"{reader.name}: changed while it was read, and what was written is a mixture; call "
+            f"again when nothing writes to it any more"
+        )
 
 
 def _publish(image: LabelImage, *, may_replace: bool) -> None:

@@ -97,11 +97,11 @@ def to_ome_zarr(
     SourceNotFoundError, MissingExtraError, InputError
         If the source cannot be read, or an argument does not fit it; nothing is written.
     TargetExistsError, TargetNotWritableError
-        If something else is at the target, or it cannot be written.
+        If something else is at the target, or comes there meanwhile, or it cannot be written.
     TargetInUseError
         If another run is writing there.
     ImageReadError
-        If a part of the source cannot be decoded.
+        If a part of the source cannot be decoded, or the source changed while it was read.
 
     Examples
     --------
@@ -236,6 +236,8 @@ def write_labels(
         If another label image of this name is there.
     TargetInUseError
         If another run is writing there.
+    ImageReadError
+        If the labels cannot be read, or changed while they were.
     """
     place = write_label_image(
         Location.parse(store, "store"),

@@ -83,6 +83,12 @@ class ArrayReader(SceneReader):
             found = identity_of_graph(self.array)
         return digest(found, self.order.held)
 
+    def has_changed(self, identity: str) -> bool:
+        """Return whether a store that it reads from was written to; voxels in memory stay."""
+        array = self.array
+        stored = isinstance(array, zarr.Array) and _place_of(array) is not None
+        return (stored or hasattr(array, "__dask_graph__")) and super().has_changed(identity)
+
     def _describe(self) -> Scene:
         chunks = getattr(self.array, "chunks", None) or (1,) * self.array.ndim
         largest = [c if isinstance(c, int) else max(c) for c in chunks]

@@ -124,6 +124,13 @@ class SceneReader(ABC):
                 files.append((file.name, file.stat().st_size, file.stat().st_mtime_ns))
         return digest(self.format, self.index, self.scene.axes, files)
 
+    def has_changed(self, identity: str) -> bool:
+        """Return whether a file was written anew since the image had that identity.
+
+        Voxels are not read for it; OSError is raised where the files cannot be looked at.
+        """
+        return self.identity() != identity
+
     @classmethod
     def scene_names(cls, path: Path) -> tuple[str, ...]:
         """Return the names of the images in a file; ``""`` for one without.

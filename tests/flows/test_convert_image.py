@@ -120,6 +120,22 @@ class TestOnAServer:
         check_pyramid(target, STACK, 2)
         assert leftovers(tmp_path) == []
 
+    def test_a_source_that_changes_is_refused_and_converted_anew(self, tmp_path, monkeypatch):
+        source, target = write_tiff(tmp_path / "scan.tif"), tmp_path / "scan.ome.zarr"
+        one_pass = conversion._one_pass
+
+        def meanwhile(*args: object) -> None:
+            one_pass(*args)
+            write_tiff(source, STACK[::-1])
+
+        with monkeypatch.context() as patch:
+            patch.setattr(conversion, "_one_pass", meanwhile)
+            with pytest.raises(ImageReadError, match="changed while it was read"):
+                convert_image(source, target, **OPTIONS)
+        assert {path.name for path in tmp_path.iterdir()} == {source.name}
+        convert_image(source, target, **OPTIONS)
+        check_pyramid(target, STACK[::-1], 2)
+
     @pytest.mark.slow
     def test_a_part_that_cannot_be_read_ends_it_and_the_rest_is_kept(self, tmp_path):
         """The same call reads what is missing, and only that: all else is damaged by then."""
