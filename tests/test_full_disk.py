@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import resource
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,3 +76,24 @@ def test_in_a_later_step(tmp_path, disk, monkeypatch, step):
         tile_process(IMAGE, above_1100, write_to=tmp_path / name, **RUN)
     assert files_of(tmp_path / "o.zarr") == files_of(tmp_path / "undisturbed.zarr")
     assert not (tmp_path / "o.zarr.stage").exists()
+
+
+def test_what_is_to_be_replaced_comes_back_where_the_new_one_cannot_be_named(tmp_path, monkeypatch):
+    run = {"write_to": tmp_path / "o.zarr", **RUN}
+    tile_process(IMAGE, above_1100, **run)
+    before = files_of(tmp_path / "o.zarr")
+    rename = Path.rename
+
+    def fails(self: Path, target: Path) -> Path:
+        if self.suffix == ".partial":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fails)
+        with pytest.raises(TargetNotWritableError, match="Input/output error"):
+            tile_process(IMAGE, above_1100, connectivity=2, overwrite=True, **run)
+    assert files_of(tmp_path / "o.zarr") == before
+    tile_process(IMAGE, above_1100, connectivity=2, overwrite=True, **run)
+    assert files_of(tmp_path / "o.zarr") != before
+    assert [path.name for path in tmp_path.iterdir()] == ["o.zarr"]

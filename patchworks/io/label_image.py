@@ -132,7 +132,7 @@ class LabelTarget:
 
     def is_anothers(self, fingerprint: str) -> bool:
         """Whether a group with metadata is there that this run is not writing."""
-        attributes = self.attributes()
+        attributes = attributes_of(self.location)
         return bool(attributes) and attributes.get(PARTIAL_KEY) != fingerprint
 
     def check_writable(self) -> None:

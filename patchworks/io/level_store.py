@@ -256,6 +256,8 @@ def put_in_place(new: Path, place: Path, *, may_replace: bool) -> None:
         new.rename(place)  # fails by itself where another program was quicker
     except OSError as error:
         if not os.path.lexists(place):
+            with suppress(OSError):  # what was there comes back
+                old.rename(place)
             raise
         raise TargetExistsError(
             f"{place}: another program put something there in the meantime ({error.strerror}); "

@@ -81,6 +81,7 @@ class AxisOrder:
         """Return voxels in canonical order in the order of the array."""
         return canonical.transpose(self.to_held)
 
+
 def axis_letters(axes: Sequence[Axis]) -> str:
     """Return one letter per axis, by type where that tells."""
     return "".join([KINDS.get(axis.type or "", axis.name.lower()) for axis in axes])
