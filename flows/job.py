@@ -24,6 +24,10 @@ from patchworks.pipeline import RunPlan
 from patchworks.plan import PathLike, check_reachable
 from patchworks.run import whole_number
 from patchworks.run_plan import is_finished
+from patchworks.segmenters import check_sendable
+
+BY_THREADS = ", or call patchworks.tile_process with engine='threads'"
+"""What else can be done with a function that cannot be sent to workers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +61,16 @@ class Job:
     cluster: ClusterSpec = field(default_factory=ClusterSpec)
 
     def check(self) -> None:
-        """Raise InputError if worker processes could not read the input or write the output."""
+        """Raise InputError if worker processes could not do it.
+
+        They cannot where they do not see the input, or the output, or cannot be sent the function.
+        """
         for part in self.conversion.parts if self.conversion else ():
             check_conversion_reachable(part)
         if self.plan is not None:
             check_reachable(self.plan)
+            if not self.is_done:
+                check_sendable(self.plan.segmenter, BY_THREADS)
         if self.pyramid is not None and self.pyramid.store.url.startswith("memory://"):
             raise InputError(
                 f"{self.pyramid.store}: is in the memory of this process, and the workers are "

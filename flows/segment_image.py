@@ -16,7 +16,7 @@ from prefect import flow
 
 from flows.carry_out import ON_WORKERS, carry_out
 from flows.cluster import ClusterSpec
-from flows.job import Job, cluster_of, handed_over, start
+from flows.job import BY_THREADS, Job, cluster_of, handed_over, start
 from flows.parameters import Group, Labels, Run, Selection, Tiles, checked, split_keywords
 from flows.run_names import named
 from flows.segmenter_choice import SegmenterChoice, Threshold, as_shown, segmenter_of
@@ -33,7 +33,7 @@ from patchworks.plan import PathLike, RunOptions, plan_run
 from patchworks.readers.registry import is_zarr, open_reader
 from patchworks.report import RunReport
 from patchworks.run_plan import settle_finished
-from patchworks.segmenters import Segmenter, resolve_segmenter
+from patchworks.segmenters import Segmenter, check_sendable, resolve_segmenter
 from patchworks.temporary import temporary_store
 
 SEGMENT_GROUPS: dict[str, type[Group]] = {
@@ -199,6 +199,8 @@ def plan_after_conversion(
             f"{conversion.place}: several images; convert them with convert_image, then segment "
             f"each, or say which one with scene="
         )
+    if not hasattr(segmenter, "at_scale"):  # which makes another one of it, once there is an image
+        check_sendable(segmenter, BY_THREADS)
     store = str(conversion.place)
     options = run_options(store, groups, cluster)
     job = Job(

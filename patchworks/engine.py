@@ -11,11 +11,8 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
-
-import cloudpickle
 
 from patchworks import pipeline
 from patchworks.errors import InputError, PatchworksError
@@ -32,6 +29,7 @@ from patchworks.memory import PROCESS_BYTES, SHARE
 from patchworks.pipeline import RunPlan
 from patchworks.plan import check_reachable
 from patchworks.run import whole_number
+from patchworks.segmenters import check_sendable, pickled
 from patchworks.tile_stream import TileOutcome
 
 logger = logging.getLogger("patchworks")
@@ -138,7 +136,7 @@ def _on_gpus(visible: Sequence[Gpu], max_workers: int | None, engine: Engine) ->
 
 def kept_here(workers: Workers, plan: RunPlan) -> Workers:
     """Return the workers, or this process alone on one GPU if the run cannot be sent to others."""
-    if not isinstance(workers.engine, OnGpus) or _can_leave(plan):
+    if not isinstance(workers.engine, OnGpus) or not _why_it_stays(plan):
         return workers
     logger.warning(
         "segment: %r, or what it is to write, cannot be sent to other processes: one of %d GPUs is "
@@ -146,6 +144,15 @@ def kept_here(workers: Workers, plan: RunPlan) -> Workers:
         plan.segmenter_name, len(workers.engine.names),
     )  # fmt: skip
     return Workers(ThreadExecutor(1), "threads", workers.place)
+
+
+def check_can_go(plan: RunPlan, executor: Executor, engine: Engine | OnGpus) -> None:
+    """Raise InputError if the run is to go to other processes, and its function cannot."""
+    if executor.crosses_processes:
+        check_reachable(plan)
+        check_sendable(plan.segmenter)
+    elif engine == "processes":
+        check_sendable(plan.segmenter, ", or give engine='threads'")
 
 
 def segmented(
@@ -234,11 +241,16 @@ def _watched(plan: RunPlan, todo: list[int], n_workers: int) -> Outcomes:
     if n_done == len(todo):
         return
     left_s = (time.perf_counter() - start) / n_done * (len(todo) - n_done)
-    leaves = watch.is_held and left_s * (1 - 1 / n_workers) > START_S and _can_leave(plan)
-    where = f"the other {len(todo) - n_done} tiles ({left_s:.0f} s on threads) go to {n_workers} "
+    leaves, where = watch.is_held and left_s * (1 - 1 / n_workers) > START_S, "threads"
+    if leaves:
+        why = _why_it_stays(plan)
+        others = f"the other {len(todo) - n_done} tiles ({left_s:.0f} s on threads)"
+        where = f"{others} go to {n_workers} worker processes"
+        if why:
+            leaves, where = False, f"threads, though processes would be faster: {why}"
     logger.info(
         "segment: %r holds the interpreter's lock for %.0f %% of its time: %s",
-        plan.segmenter_name, 100 * watch.share, f"{where}worker processes" if leaves else "threads",
+        plan.segmenter_name, 100 * watch.share, where,
     )  # fmt: skip
     if leaves:
         yield from _leaving(plan, threads)
@@ -287,11 +299,11 @@ class _Threads:
         return [*returned, *self._todo]
 
 
-def _can_leave(plan: RunPlan) -> bool:
-    """Whether the function can be sent to other processes, and they see where the labels go."""
-    with suppress(Exception):  # what cannot be pickled says so in many ways
-        cloudpickle.dumps(plan.segmenter)
-        with suppress(PatchworksError):
-            check_reachable(plan)
-            return True
-    return False
+def _why_it_stays(plan: RunPlan) -> str:
+    """Return why other processes cannot get the function, or not write; empty if they can."""
+    try:
+        pickled(plan.segmenter)
+        check_reachable(plan)
+    except PatchworksError as error:
+        return str(error)
+    return ""

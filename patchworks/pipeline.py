@@ -30,7 +30,7 @@ from patchworks.io.stage import Stage
 from patchworks.io.tile_reader import KEPT_BYTES, TileReader
 from patchworks.joining import Joined, join_records, link
 from patchworks.run import RunSpec
-from patchworks.segmenters import Segmenter, StoredSegmenter, loaded, name_of
+from patchworks.segmenters import Segmenter, StoredSegmenter, loaded, name_of, pickled
 from patchworks.steps import levels
 from patchworks.steps.merge import Relabeling, build_relabeling, gather_region
 from patchworks.steps.pyramid import pool_labels
@@ -134,7 +134,7 @@ class RunPlan:
 def save_plan(plan: RunPlan) -> None:
     """Write the plan and its function to its stage, for workers that are told only the stage."""
     function = plan.stage.root / FUNCTION_FILE
-    plan.stage.write(FUNCTION_FILE, cloudpickle.dumps(loaded(plan.segmenter)))
+    plan.stage.write(FUNCTION_FILE, pickled(loaded(plan.segmenter)))
     plan = replace(plan, segmenter=StoredSegmenter(str(function)))
     plan.stage.write(PLAN_FILE, cloudpickle.dumps(plan))
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from patchworks import occupancy, pipeline
 from patchworks.emptiness import Emptiness
-from patchworks.engine import Engine, OnGpus, segmented
+from patchworks.engine import Engine, OnGpus, check_can_go, segmented
 from patchworks.errors import TargetInUseError, TargetNotWritableError
 from patchworks.execution.dask import DaskExecutor
 from patchworks.execution.executor import (
@@ -37,7 +37,6 @@ from patchworks.pipeline import (
     with_segmenter,
     with_threshold,
 )
-from patchworks.plan import check_reachable
 from patchworks.report import RunReport
 from patchworks.segmenters.reach import warn_if_short
 from patchworks.steps.merge import Relabeling
@@ -79,10 +78,9 @@ def run_plan(
         report = settle_finished(plan, keep_stage=keep_stage)
         say(f"already done: {report}", shown=progress)
         return report
+    check_can_go(plan, executor, engine)
     projected = 0
-    if executor.crosses_processes:
-        check_reachable(plan)
-    else:
+    if not executor.crosses_processes:
         memory, n_cores = Memory.of_this_process(), available_cores()
         plan, n_workers = fitted(plan, executor.n_workers, memory, n_cores)
         projected = memory_need(plan, n_workers, n_cores).projected_bytes

@@ -11,7 +11,7 @@ import zarr
 from distributed import Client, LocalCluster
 
 from patchworks import make_local_cluster, tile_process
-from patchworks.errors import ClientError, SegmenterError
+from patchworks.errors import ClientError, InputError, SegmenterError
 from tests.stores import blobs, components, contents, counting, n_calls, ome_zarr
 
 IMAGE = blobs((30, 90, 70))
@@ -111,6 +111,18 @@ def test_an_error_in_a_worker_process_names_the_tile(cluster):
 
     with pytest.raises(SegmenterError, match=r"tile \d+ at \(\d+, \d+, \d+\).*breaks.*no model"):
         tile_process(IMAGE, breaks, **KEYWORDS)
+
+
+def test_a_function_that_cannot_be_sent_is_refused_before_any_work(tmp_path, cluster):
+    lock = threading.Lock()
+
+    def locks(tile):
+        with lock:
+            return components(tile)
+
+    with pytest.raises(InputError, match=r"locks' cannot be sent to worker processes .*lock"):
+        tile_process(IMAGE, locks, write_to=tmp_path / "labels.zarr", **KEYWORDS)
+    assert not list(tmp_path.iterdir())
 
 
 class TwoPartError(Exception):

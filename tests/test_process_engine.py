@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -76,14 +77,49 @@ def test_one_worker_and_threads_start_no_process(tmp_path, held, monkeypatch, ke
     tile_process(IMAGE, components, write_to=tmp_path / "l.zarr", **KEYWORDS, **keywords)
 
 
-def test_what_cannot_be_sent_stays(tmp_path, held):
-    lock = __import__("threading").Lock()
+class WithLock:
+    """A function that cannot be pickled."""
 
-    def with_a_lock(tile):
-        with lock:
+    def __init__(self):
+        self.lock = threading.Lock()
+
+    def __call__(self, tile):
+        with self.lock:
             return components(tile)
 
-    tile_process(IMAGE, with_a_lock, write_to=tmp_path / "l.zarr", max_workers=2, **KEYWORDS)
+
+def test_what_cannot_be_sent_stays_and_the_log_says_why(tmp_path, held, caplog):
+    with caplog.at_level(logging.INFO, "patchworks"):
+        tile_process(IMAGE, WithLock(), write_to=tmp_path / "l.zarr", max_workers=2, **KEYWORDS)
+    said = [r.getMessage() for r in caplog.records if "interpreter's lock" in r.getMessage()]
+    assert len(said) == 1
+    assert "threads, though processes would be faster: 'WithLock' cannot be sent" in said[0]
+
+
+def test_what_cannot_be_sent_is_refused_before_any_work(tmp_path, capfd):
+    for n_workers in (1, 2):
+        with pytest.raises(
+            InputError, match=r"'WithLock' cannot be sent .*lock.*first called, or .*'threads'"
+        ):
+            tile_process(
+                IMAGE, WithLock(), write_to=tmp_path / "l.zarr", engine="processes",
+                max_workers=n_workers, **KEYWORDS,
+            )  # fmt: skip
+    assert not list(tmp_path.iterdir()), "no stage is left behind"
+    assert capfd.readouterr().err == ""
+
+
+class Prepares(WithLock):
+    """One that makes a function of itself which can be pickled."""
+
+    def prepare(self, sample):
+        return components
+
+
+def test_what_can_be_sent_once_it_is_prepared_is_sent(tmp_path):
+    place = tmp_path / "l.zarr"
+    tile_process(IMAGE, Prepares(), write_to=place, engine="processes", max_workers=2, **KEYWORDS)
+    assert levels(place) == run(tmp_path, "expected")
 
 
 @pytest.mark.parametrize("bad", ["process", None, 3])

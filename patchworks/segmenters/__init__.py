@@ -38,6 +38,7 @@ from patchworks.segmenters.otsu import otsu_threshold
 from patchworks.segmenters.registry import GROUP, known_segmenters
 from patchworks.segmenters.resolve import resolve_segmenter
 from patchworks.segmenters.segmenter import Segmenter, name_of
+from patchworks.segmenters.sendable import check_sendable, pickled
 from patchworks.segmenters.stored import StoredSegmenter, loaded
 from patchworks.segmenters.threshold import Threshold, threshold
 
@@ -48,10 +49,12 @@ __all__ = [
     "StoredSegmenter",
     "Threshold",
     "blobs",
+    "check_sendable",
     "known_segmenters",
     "loaded",
     "name_of",
     "otsu_threshold",
+    "pickled",
     "resolve_segmenter",
     "threshold",
 ]

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from importlib import import_module
 from pathlib import Path
 
@@ -131,6 +132,23 @@ class TestBeforeAnyServer:
                 write_to=tmp_path / "out.zarr",
             )
         assert [p.name for p in tmp_path.iterdir()] == ["image.zarr"]
+
+    @pytest.mark.parametrize("kind", ["store", "file"])
+    def test_a_function_that_cannot_be_sent(self, tmp_path, kind):
+        lock = threading.Lock()
+
+        def locks(tile: np.ndarray) -> np.ndarray:
+            with lock:
+                return ndimage.label(tile > 400)[0]
+
+        source = an_image(tmp_path)
+        if kind == "file":
+            source = tmp_path / "image.tif"
+            tifffile.imwrite(source, np.zeros((64, 64), "uint8"))
+        before = sorted(tmp_path.iterdir())
+        with pytest.raises(InputError, match=r"locks' cannot be sent .*lock.*tile_process"):
+            segment_image(source, segmenter=locks, write_to=tmp_path / "out.zarr")
+        assert sorted(tmp_path.iterdir()) == before
 
     def test_labels_of_another_run(self, tmp_path):
         from patchworks import tile_process
