@@ -86,7 +86,7 @@ def segment_image(
 
     Parameters
     ----------
-    image : path, URL, zarr.Array, dask.array.Array or numpy.ndarray
+    image : path, URL, zarr.Array, dask.array.Array, numpy.ndarray or xarray.DataArray
         As in `patchworks.tile_process`; a microscope file (TIFF, Imaris, CZI, ...) is converted
         first.
     segmenter : str, mapping or callable

@@ -13,6 +13,7 @@ from patchworks.execution.dask import choose_executor
 from patchworks.geometry.box import Box
 from patchworks.geometry.grid import TileGrid
 from patchworks.io.image_source import ImageSource
+from patchworks.io.named_array import bare_array
 from patchworks.io.source import kind_of, open_component
 from patchworks.lazy import blocks_of, lazy_array
 from patchworks.pipeline import RunPlan
@@ -142,7 +143,7 @@ def labels_as_given(labels: np.ndarray) -> np.ndarray:
 
 def _tiles(labeled: Any, component: str, overlap: int) -> tuple[ImageSource, TileGrid]:
     """Return the labels as an image, and the tiles that made them."""
-    kind = kind_of(labeled)
+    kind, labeled = kind_of(labeled), bare_array(labeled)
     if kind == "dask":
         source = describe_image(labeled)
         if not overlap:

@@ -34,8 +34,10 @@ from patchworks.io.source import (
     check_channel,
     kind_of,
     open_source,
+    picked_by_name,
     source_of_array,
     source_of_zarr_array,
+    with_names,
 )
 from patchworks.io.stage import Stage
 from patchworks.pipeline import RunPlan
@@ -92,12 +94,14 @@ def describe_image(image: Any, *, channel: ChannelChoice = 0, level: int = 0) ->
     else:
         if level not in (0, None):
             raise InputError(f"level={level!r}: an array has one level, 0")
+        array, channel, names = picked_by_name(image, channel)
         if kind == "zarr":
-            source = source_of_zarr_array(image, channel)
+            source = source_of_zarr_array(array, channel)
         elif kind == "numpy":
-            source = source_of_array(image, channel)
+            source = source_of_array(array, channel)
         else:
-            source = _source_of_dask_array(image, channel)
+            source = _source_of_dask_array(array, channel)
+        source = source if names is None else with_names(source, names)
     if not 2 <= len(source.shape) <= 5 or 0 in source.shape:
         raise InputError(
             f"{source.name}: shape {source.shape}; expected 2 to 5 axes with 1 voxel or more each"
@@ -154,6 +158,7 @@ def plan_run(image: Any, segmenter: Segmenter, options: RunOptions) -> RunPlan:
     source = describe_image(image, channel=options.channel, level=options.level)
     apart = axes_apart(source, slice_wise=bool(options.slice_wise))
     asked = _Asked(source, at_scale(segmenter, source, apart), options)
+    array: Any = source.stored.array
     if is_auto(options.tile_shape):
         return asked.plan(asked.auto_grid())
     grid = resolve_grid_apart(
@@ -162,7 +167,7 @@ def plan_run(image: Any, segmenter: Segmenter, options: RunOptions) -> RunPlan:
         asked.apart,
         tile_shape=options.tile_shape,
         overlap=options.overlap,
-        chunks=image.chunks if kind_of(image) == "dask" else None,
+        chunks=array.chunks if kind_of(image) == "dask" else None,
         storage_chunks=source.chunks,
     )
     return asked.plan(grid)

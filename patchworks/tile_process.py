@@ -57,7 +57,7 @@ def tile_process(
 
     Parameters
     ----------
-    image : path, URL, zarr.Array, dask.array.Array or numpy.ndarray
+    image : path, URL, zarr.Array, dask.array.Array, numpy.ndarray or xarray.DataArray
         An OME-Zarr or plain zarr store, or an array, ``(z, y, x)`` or any 2 to 5 axes. Of an image
         whose metadata name a time axis each time point is segmented by itself.
     fn : callable

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import zarr
@@ -21,6 +21,7 @@ from patchworks.errors import InputError, SourceNotFoundError
 from patchworks.io.channels import ChannelChoice, several_channels, stack_channels
 from patchworks.io.image_source import HeldArray, ImageSource, StoredArray
 from patchworks.io.location import Location, ZarrArray, open_array, readable
+from patchworks.io.named_array import axis_names, bare_array
 from patchworks.io.ngff import (
     Axis,
     Calibration,
@@ -61,6 +62,33 @@ def source_of_array(array: np.ndarray, channel: ChannelChoice) -> ImageSource:
         calibration=Calibration.unknown(names),
         name="array",
     )
+
+
+def picked_by_name(
+    image: Any, channel: ChannelChoice
+) -> tuple[Any, ChannelChoice, tuple[str, ...] | None]:
+    """Return an array, the channel that is left to choose, and the names of the array's axes.
+
+    Where the axes have names, the channel is taken, and the only one of a time axis.
+    """
+    names, array = axis_names(image), bare_array(image)
+    if names is None or set(names).isdisjoint("ct"):
+        return array, channel, names
+    index: list[slice | int] = [slice(None)] * len(names)
+    if "c" in names:
+        at = names.index("c")
+        index[at] = check_channel(channel, array.shape[at], f"the array with axes {names}")
+        channel = 0
+    if "t" in names and array.shape[names.index("t")] == 1:
+        index[names.index("t")] = 0
+    kept = [name for name, taken in zip(names, index, strict=True) if isinstance(taken, slice)]
+    return array[tuple(index)], channel, tuple(kept)
+
+
+def with_names(source: ImageSource, names: tuple[str, ...]) -> ImageSource:
+    """Return the source of an array whose axes have these names."""
+    at = names.index("t") if "t" in names else None
+    return replace(source, calibration=Calibration.unknown(names), time_axis=at)
 
 
 def source_of_zarr_array(array: ZarrArray, channel: ChannelChoice) -> ImageSource:
@@ -288,15 +316,16 @@ Kind = Literal["numpy", "zarr", "dask", "path"]
 
 def kind_of(image: object) -> Kind:
     """Return which kind of input `image` is, or raise InputError."""
+    given, image = image, bare_array(image)
     if isinstance(image, np.ndarray):
         return "numpy"
     if isinstance(image, zarr.Array):
         return "zarr"
     if isinstance(image, (str, os.PathLike)):
         return "path"
-    if hasattr(image, "__dask_graph__") and hasattr(image, "chunks"):
+    if hasattr(image, "__dask_graph__") and isinstance(getattr(image, "chunks", None), tuple):
         return "dask"
     raise InputError(
-        f"image of type {type(image).__name__}: expected a path or URL, a zarr array, a Dask "
-        f"array or a NumPy array"
+        f"image of type {type(given).__name__}: expected a path or URL, a zarr array, a Dask "
+        f"array, a NumPy array, or an xarray.DataArray of one of the last two"
     )

@@ -20,6 +20,7 @@ from patchworks.errors import (
     SourceNotFoundError,
 )
 from patchworks.io.location import Location, readable
+from patchworks.io.named_array import axis_names, bare_array
 from patchworks.readers.array import ArrayReader
 from patchworks.readers.ome_zarr import ZarrReader
 from patchworks.readers.scene import SceneReader
@@ -161,10 +162,11 @@ def scene_names(source: Any, *, reader: str | None = None) -> tuple[str, ...]:
 def _opener(source: Any, axes: str | None, reader: str | None) -> tuple[tuple[str, ...], Opener]:
     if isinstance(axes, str) and not axes:
         raise InputError(f"axes={axes!r}: expected one letter per axis, such as axes='czyx'")
+    names, source = axis_names(source), bare_array(source)
     if isinstance(source, (np.ndarray, zarr.Array)) or hasattr(source, "__dask_graph__"):
         if reader is not None:
             raise InputError(f"reader={reader!r}: the source is an array; leave reader out")
-        array = ArrayReader(source, axes)
+        array = ArrayReader(source, axes or (None if names is None else "".join(names)))
         return ("",), lambda _: array
     if not isinstance(source, (str, os.PathLike)):
         raise InputError(
