@@ -12,7 +12,7 @@ from patchworks import plan as plans
 from patchworks.auto_tile_shape import GPU_SHARE, gpu_limits, is_auto, layout_of, tile_budget
 from patchworks.emptiness import Emptiness
 from patchworks.engine import Engine, Workers, choose_workers
-from patchworks.errors import InputError
+from patchworks.errors import InputError, TargetExistsError
 from patchworks.execution.gpus import visible_gpus
 from patchworks.execution.machine import Memory, available_cores
 from patchworks.geometry.apart import resolve_grid_apart
@@ -29,6 +29,7 @@ from patchworks.pipeline import RunPlan, prepare_segmenter
 from patchworks.plan import PathLike, RunOptions
 from patchworks.probe import GROWTH, Probe, probe_function
 from patchworks.run import finite_number
+from patchworks.run_plan import is_finished
 from patchworks.run_proposal import RunProposal
 from patchworks.segmenters import Segmenter
 from patchworks.temporary import temporary_store
@@ -52,13 +53,16 @@ def plan_run(
     max_workers: int | None = None,
     engine: Engine = "auto",
     write_to: PathLike | None = None,
+    overwrite: bool = False,
     **options: Any,
 ) -> RunProposal:
     """Return what a run of `tile_process` will do and cost; nothing is written.
 
+    Labels of another run, which are where this one's would go, are told, not refused.
+
     Parameters
     ----------
-    image, fn, use_gpu, max_workers, engine, write_to
+    image, fn, use_gpu, max_workers, engine, write_to, overwrite
         As in `patchworks.tile_process`.
     probe : bool
         Call the function on a few real pieces of the image, measure its time and memory, and
@@ -76,7 +80,7 @@ def plan_run(
 
     Raises
     ------
-    InputError, TargetExistsError, TargetNotWritableError, MemoryBudgetError, ClientError
+    InputError, TargetNotWritableError, MemoryBudgetError, ClientError
         What `tile_process` would raise before any work.
     SegmenterError
         If the function fails on the smallest piece.
@@ -101,12 +105,29 @@ def plan_run(
         write_to=write_to if is_stored else temporary_store(),
         is_temporary=not is_stored,
         place=workers.place,
+        overwrite=True,  # planning replaces nothing
         **options,
     )
     planned = plans.plan_run(image, fn, asked)  # every check, before the function is called
-    if not probe:
-        return _proposal(planned, workers, None, None, "")
-    return _Proposing(planned, workers, asked, seconds).proposal()
+    if probe:
+        found = _Proposing(planned, workers, asked, seconds).proposal()
+    else:
+        found = _proposal(planned, workers, None, None, "")
+    plan = replace(found.plan, may_replace=overwrite)
+    return replace(found, plan=plan, existing=_existing(plan))
+
+
+def _existing(plan: RunPlan) -> str:
+    """Return what is there already where the labels of a run go, and what a run makes of it."""
+    if is_finished(plan):
+        return f"{plan.target.location}: the labels of this very run; it returns at once"
+    try:
+        plan.target.check(plan.fingerprint, overwrite=False)
+    except TargetExistsError:
+        advice = "a run needs another name (output_component=, --name) or overwrite"
+        then = "it is replaced" if plan.may_replace else advice
+        return f"{plan.target.location}: a label image of another run is there; {then}"
+    return ""
 
 
 class _Proposing:

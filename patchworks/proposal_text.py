@@ -26,6 +26,8 @@ def _lines(proposal: RunProposal) -> Iterator[tuple[str, str]]:
     source, grid = plan.source, plan.spec.grid
     chunks = "" if source.chunks is None else f", chunks {source.chunks}"
     yield "image", f"{source.shape} {source.dtype}, {_bytes(proposal.n_bytes)}{chunks}"
+    if proposal.existing:
+        yield "labels", proposal.existing
     why = f"; a larger tile would exceed {proposal.reason}" if proposal.reason else ""
     yield "tile shape", f"{grid.tile_shape}: a grid of {grid.dims}, {grid.n_tiles} tiles{why}"
     yield "overlap", f"{grid.halo}{_why_this_halo(proposal)}"

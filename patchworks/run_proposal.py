@@ -39,6 +39,8 @@ class RunProposal:
         Whether that is a count; else it is an estimate from some of the tiles.
     projected_bytes, available_bytes : int
         Memory of each process at its peak, and what is there for it.
+    existing : str
+        What is there already where the labels go, and what a run makes of it; empty if nothing is.
     """
 
     plan: RunPlan
@@ -50,6 +52,7 @@ class RunProposal:
     is_counted: bool
     projected_bytes: int
     available_bytes: int
+    existing: str = ""
 
     @property
     def tile_shape(self) -> tuple[int, ...]:

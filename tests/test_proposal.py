@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import dask.array as da
@@ -11,7 +12,7 @@ import zarr
 
 from flows.cli import main
 from patchworks import plan_run, tile_process
-from patchworks.errors import ClientError, InputError, SegmenterError
+from patchworks.errors import ClientError, InputError, SegmenterError, TargetExistsError
 from patchworks.execution import peak_memory
 from patchworks.execution.peak_memory import measured
 from patchworks.fidelity import compare_objects
@@ -55,6 +56,35 @@ def test_without_a_probe_the_function_is_not_called(image):
     assert (proposal.tile_shape, proposal.overlap) == ((32, 64, 64), (0, 8, 8))
     assert (proposal.n_tiles, proposal.seconds, proposal.result_bytes) == (9, None, None)
     assert "assumed" in str(proposal)
+
+
+@pytest.mark.parametrize("probe", [False, True])
+def test_labels_of_another_run_are_told_and_keep_nobody_from_planning(tmp_path, probe):
+    image = ome_zarr(tmp_path / "image.zarr", smooth_noise((8, 96, 96)))
+    segment, first = threshold(1100), {"tile_shape": (8, 48, 48), "overlap": 8}
+    assert not plan_run(image, segment, **first).existing
+    tile_process(image, segment, progress=False, **first)
+    before = everything_below(tmp_path)
+    again = plan_run(image, segment, probe=probe, **first)
+    assert "the labels of this very run" in again.existing
+    assert "returns at once" in str(again)
+    other = plan_run(image, segment, probe=probe, probe_seconds=5, tile_shape=(8, 96, 48))
+    assert re.search(r"labels +.*labels: .*another run.*output_component=.*overwrite", str(other))
+    assert not other.plan.may_replace
+    replaced = plan_run(image, segment, overwrite=True, tile_shape=(8, 96, 48))
+    assert "is replaced" in replaced.existing
+    assert replaced.plan.may_replace
+    assert everything_below(tmp_path) == before
+    with pytest.raises(TargetExistsError):
+        tile_process(image, segment, tile_shape=(8, 96, 48), progress=False)
+
+
+def test_what_is_no_label_image_is_refused_when_planning(tmp_path):
+    image = ome_zarr(tmp_path / "image.zarr", smooth_noise((8, 96, 96)))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="no label image"):
+        plan_run(image, threshold(1100), write_to=tmp_path / "other")
 
 
 def test_what_was_given_is_kept_and_its_overlap_judged(image):
