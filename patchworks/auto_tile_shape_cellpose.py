@@ -16,8 +16,8 @@ from patchworks.auto_tile_shape import (
     checked_extents,
     tile_budget,
 )
-from patchworks.errors import InputError
-from patchworks.execution.gpus import visible_gpus
+from patchworks.errors import InputError, PatchworksError
+from patchworks.execution.gpus import Gpu, visible_gpus
 from patchworks.execution.work_place import WorkPlace, threads_here
 from patchworks.geometry.auto_tile_shape import Limit, TileBudget, TileLayout, propose_tile_shape
 
@@ -91,7 +91,7 @@ def auto_tile_shape_cellpose(
     dtype: DTypeLike,
     diameter: float | None = None,
     do_3D: bool = False,  # noqa: N803 - Cellpose's name
-    use_gpu: bool = True,
+    use_gpu: bool | None = None,
     *,
     n_workers: int = 1,
 ) -> tuple[int, ...]:
@@ -110,8 +110,8 @@ def auto_tile_shape_cellpose(
         Of the objects, in voxels; None as in Cellpose: 30.
     do_3D : bool
         Segment in 3-D; else plane by plane, in tiles one voxel thick.
-    use_gpu : bool
-        Whether the tile has to fit the free memory of the GPU as well.
+    use_gpu : bool, optional
+        Whether the tile has to fit the free memory of the GPU as well; by default if there is one.
     n_workers : int
         Tiles worked on at a time, which share this machine's memory.
 
@@ -151,7 +151,7 @@ def auto_tile_shape_cellpose(
         halo=(0,) * n_leading + halo,
     )
     layout = replace(layout, reach=(1,) * n_leading + (ceil(DIAMETERS * size),) * n_tiled)
-    place = threads_here(n_workers, visible_gpus() if use_gpu else ())
+    place = threads_here(n_workers, _gpus(use_gpu))
     need = CellposeNeed.of(size, do_3D=do_3D)
     found = propose_tile_shape(layout, _budget(place, itemsize, len(extents), need))
     logger.info(
@@ -159,6 +159,17 @@ def auto_tile_shape_cellpose(
         "limited by %s", size, found.tile_shape, need.ram_bytes, need.gpu_bytes, found.reason,
     )  # fmt: skip
     return found.tile_shape
+
+
+def _gpus(use_gpu: bool | None) -> Sequence[Gpu]:
+    """Return the GPUs to fit; where nobody said there are any, none is no error."""
+    if use_gpu is None:
+        try:
+            return visible_gpus()
+        except PatchworksError:
+            logger.info("Cellpose: no GPU is counted; use_gpu=True says why none can be used")
+            return ()
+    return visible_gpus() if use_gpu else ()
 
 
 def _budget(place: WorkPlace, itemsize: int, ndim: int, need: CellposeNeed) -> TileBudget:

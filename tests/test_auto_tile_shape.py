@@ -299,6 +299,19 @@ def test_cellpose_tiles_are_many_objects_wide_and_one_plane_thick(machine):
     assert min(y, x) >= DIAMETERS * 30
 
 
+def test_cellpose_tiles_count_a_gpu_unless_told_if_there_is_one(machine, monkeypatch):
+    def tiles(*use_gpu):
+        return auto_tile_shape_cellpose((900,) * 3, "u2", 30, True, *use_gpu)
+
+    machine(gib=512, n_cores=8, gpus=[FakeCard("GPU-1", free=GIB)])
+    assert tiles() == tiles(True)
+    assert prod(tiles(True)) < prod(tiles(False))
+    machine(gib=512, n_cores=8)
+    assert tiles() == tiles(False)
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert tiles() == tiles(False)
+
+
 def test_smaller_objects_and_smaller_gpus_make_smaller_cellpose_tiles(machine):
     machine(gib=8, n_cores=8)
     ram = [prod(auto_tile_shape_cellpose((900,) * 3, "u2", d, True, False)) for d in (8, 15, 30)]
