@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 from bioio import BioImage
+from bioio.plugins import get_plugins
+from bioio_base.exceptions import UnsupportedFileFormatError
 
+from patchworks.errors import SourceNotFoundError
 from patchworks.geometry.box import Box
 from patchworks.readers.scene import Channel, Scene, SceneReader
 
@@ -130,9 +133,17 @@ class BioioReader(SceneReader):
 def _open(path: Path) -> BioImage:
     """Open with planes as chunks where the plugin can; its default is the whole stack."""
     try:
-        return BioImage(path, chunk_dims=["Y", "X", "S"])
-    except TypeError:
-        return BioImage(path)
+        try:
+            return BioImage(path, chunk_dims=["Y", "X", "S"])
+        except TypeError:
+            return BioImage(path)
+    except UnsupportedFileFormatError as error:
+        if path.name.lower().endswith(tuple(get_plugins(use_cache=True))):
+            raise  # there is a plugin for it, which could not read this one
+        raise SourceNotFoundError(
+            f"{path}: no installed reader knows files that end in {path.suffix!r}; install a "
+            f"bioio plugin for them (PNG, JPEG: pip install bioio-imageio), or save it as TIFF"
+        ) from error
 
 
 def _check_dimensions(image: BioImage) -> None:

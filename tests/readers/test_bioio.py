@@ -128,7 +128,7 @@ def test_color_samples_are_channels(tmp_path):
 def test_unknown_format_says_so(tmp_path):
     path = tmp_path / "notes.unknown"
     path.write_text("no image")
-    with pytest.raises(SourceNotFoundError, match="UnsupportedFileFormatError"):
+    with pytest.raises(SourceNotFoundError, match=r"no installed reader .*'\.unknown'"):
         BioioReader.scene_names(path)
 
 
@@ -169,3 +169,17 @@ def test_real_slide_agrees_with_tifffile():
     assert reader.scene.spacing == {"y": (0.499, "micrometer"), "x": (0.499, "micrometer")}
     box = Box((0, 1000, 1100), (3, 1200, 1350))
     np.testing.assert_array_equal(reader.read(box), tifffile.imread(path, series=0)[box.slices])
+
+
+@pytest.mark.parametrize("name", ["whole.png", "whole.npy", "whole"])
+def test_a_format_that_no_plugin_reads_is_not_called_damaged(tmp_path, name):
+    (tmp_path / name).write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    with pytest.raises(SourceNotFoundError, match=r"no installed reader.*bioio-imageio.*TIFF") as e:
+        BioioReader.scene_names(tmp_path / name)
+    assert "damaged" not in str(e.value)
+
+
+def test_a_file_that_its_plugin_cannot_read_may_be_damaged(tmp_path):
+    (tmp_path / "cut.ome.tif").write_bytes(b"abc" * 100)
+    with pytest.raises(SourceNotFoundError, match="may be damaged or cut off"):
+        BioioReader.scene_names(tmp_path / "cut.ome.tif")
