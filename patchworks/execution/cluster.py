@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from patchworks.errors import InputError
+from patchworks.errors import ClientError, InputError
 from patchworks.execution.gpus import Gpu, most_free, visible_gpus
 from patchworks.execution.machine import Memory, available_cores
 from patchworks.run import whole_number
 
 LOOPBACK = "127.0.0.1"
+
+GUARDED = 'below if __name__ == "__main__":, for every worker reads the script when it starts'
 
 
 def make_local_cluster(
@@ -22,6 +25,9 @@ def make_local_cluster(
     **cluster_kwargs: Any,
 ) -> tuple[Any, Any]:
     """Start worker processes on this machine and make their client the active one.
+
+    In a script call it below ``if __name__ == "__main__":``, for every worker reads the script once
+    more when it starts.
 
     Parameters
     ----------
@@ -49,7 +55,8 @@ def make_local_cluster(
         If a number is not one, there are fewer GPUs than workers, or the limits add up to more
         memory than there is.
     ClientError, MissingExtraError
-        If `use_gpu` is True and there is no GPU, or no way to ask for one.
+        If `use_gpu` is True and there is no GPU, or no way to ask for one; if the workers do not
+        start, as in a script without that line.
 
     Notes
     -----
@@ -58,20 +65,36 @@ def make_local_cluster(
     """
     from distributed import Client
 
+    _check_not_read_by_worker()
     gpus = visible_gpus() if use_gpu else []
     workers = _number_of_workers(n_workers, gpus, use_gpu=use_gpu)
     limit = _limit_of_each(memory_limit, workers)
     n_threads = whole_number("threads_per_worker", threads_per_worker, 1, 2**10)
-    if use_gpu:
-        names = [gpu.name for gpu in most_free(gpus, workers)]
-        cluster = spec_cluster(gpu_workers(names, memory_limit=limit), **cluster_kwargs)
-    else:
-        cluster = _local_cluster(workers, n_threads, limit, **cluster_kwargs)
+    try:
+        if use_gpu:
+            names = [gpu.name for gpu in most_free(gpus, workers)]
+            cluster = spec_cluster(gpu_workers(names, memory_limit=limit), **cluster_kwargs)
+        else:
+            cluster = _local_cluster(workers, n_threads, limit, **cluster_kwargs)
+    except RuntimeError as error:  # how Dask says that a worker process ended at its start
+        raise ClientError(
+            f"make_local_cluster: the workers did not start ({error}); what they printed says why. "
+            f"A script has to call it {GUARDED}"
+        ) from error
     try:
         return Client(cluster), cluster
     except BaseException:
         cluster.close()
         raise
+
+
+def _check_not_read_by_worker() -> None:
+    """Raise ClientError where a new worker process is only reading the script of its parent."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise ClientError(
+            f"make_local_cluster: called while a worker reads this script, which must not start "
+            f"workers again; call it {GUARDED}"
+        )
 
 
 def _number_of_workers(n_workers: int | None, gpus: Sequence[Gpu], *, use_gpu: bool) -> int:

@@ -4,7 +4,10 @@ import ctypes
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import dask.config
 import pytest
@@ -87,6 +90,22 @@ def test_limits_add_up_to_what_is_free_within_every_control_group(tmp_path, monk
     assert _limit_of_each("1 GiB", 5) == GIB
     with pytest.raises(InputError, match=r"6 workers could take 6.0 GiB.*5.0 GiB in all"):
         _limit_of_each("1 GiB", 6)
+
+
+def test_a_script_without_a_guard_is_told_what_it_lacks(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from patchworks import make_local_cluster\nmake_local_cluster(n_workers=1)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    told = [line for line in done.stderr.splitlines() if line.startswith("patchworks.errors")]
+    assert len(told) == 2, "by the worker, and by the script"
+    assert all('below if __name__ == "__main__":' in line for line in told)
+    assert done.stderr.rstrip().endswith(told[-1])
 
 
 @pytest.mark.parametrize("limit", [0, -1, "much", "-1 GB", "", True, (1,), float("nan")])
