@@ -152,7 +152,10 @@ def _tiles(labeled: Any, component: str, overlap: int) -> tuple[ImageSource, Til
         return _with_halos(source, grid, starts), grid
     if overlap:
         raise InputError(f"overlap={overlap}: chunks of a store have no halo; leave it out")
-    source = open_component(labeled, component) if kind == "path" else describe_image(labeled)
+    if kind == "path":
+        source = open_component(labeled, component, "input_component")
+    else:
+        source = describe_image(labeled)
     if source.chunks is None:
         raise InputError("labels in a NumPy array are one tile: there is nothing to merge")
     return source, TileGrid.regular(source.shape, source.chunks, (0,) * len(source.shape))

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from patchworks import relabel_sequential_array, relabel_sequential_zarr
+from patchworks import merge_tile_labels, relabel_sequential_array, relabel_sequential_zarr
 from patchworks.errors import InputError, PatchworksError, SourceNotFoundError, TargetExistsError
+from patchworks.plugins.ome_zarr import add_pyramid
 from tests.stores import blobs, chunk_files, components, contents
 
 SPARSE = components(blobs((20, 50, 45))).astype("u8") * 7919
@@ -136,3 +137,15 @@ def test_a_store_of_what_are_no_labels_is_refused_and_nothing_is_written(tmp_pat
 def test_a_number_out_of_range_is_refused(tmp_path, keywords):
     with pytest.raises(PatchworksError, match=next(iter(keywords))):
         relabel_sequential_zarr(store_of(tmp_path / "s.zarr"), **keywords)
+
+
+def test_an_array_of_another_name_is_asked_for_by_its_argument(tmp_path):
+    group = zarr.open_group(tmp_path / "g.zarr", mode="w")
+    group.create_array("cells", shape=(8, 8), chunks=(8, 8), dtype="u2")
+    there = r"no array '{}' in it; it holds \['cells'\]; say which with {}='cells'"
+    with pytest.raises(SourceNotFoundError, match=there.format("labels", "component")):
+        relabel_sequential_zarr(tmp_path / "g.zarr")
+    with pytest.raises(SourceNotFoundError, match=there.format("labels", "input_component")):
+        merge_tile_labels(tmp_path / "g.zarr", write_to=tmp_path / "out.zarr", progress=False)
+    with pytest.raises(SourceNotFoundError, match=there.format("0", "base")):
+        add_pyramid(tmp_path / "g.zarr")

@@ -274,7 +274,7 @@ def _plan_levels(
 
 
 def _base(store: Location, group: zarr.Group, base: str) -> ZarrArray:
-    array = array_in(group, store, base)
+    array = array_in(group, store, base, "base")
     if array.dtype.kind not in "biuf" or 0 in array.shape:
         raise InputError(
             f"{store}/{base}: {array.dtype} {array.shape}; expected voxels that are booleans, "

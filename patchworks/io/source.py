@@ -158,8 +158,19 @@ def find_array(location: Location, level: int) -> FoundArray:
     return FoundArray(stored, version, location, multiscale.axes, chosen, n_levels)
 
 
-def open_component(store: str | os.PathLike[str], component: str) -> ImageSource:
+def open_component(
+    store: str | os.PathLike[str], component: str, asked_by: str = "component"
+) -> ImageSource:
     """Return the source for one array of a store, such as labels; every axis is kept.
+
+    Parameters
+    ----------
+    store : path or URL
+        The store: an array, or a group that holds it.
+    component : str
+        The path of the array in a group.
+    asked_by : str
+        The argument that names it, for the message.
 
     Raises
     ------
@@ -171,21 +182,25 @@ def open_component(store: str | os.PathLike[str], component: str) -> ImageSource
     if isinstance(node, zarr.Array):
         stored, array = StoredArray(location), node
     else:
-        stored, array = StoredArray(location, component), array_in(node, location, component)
+        stored, array = StoredArray(location, component), array_in(node, location, component, asked_by)
     axes = tuple([Axis(axis.name, "space") for axis in axes_of_array(array)])
     source = _select(array, stored, axes, None, None, f"{location}/{component}")
     return replace(source, version="0.4" if array.metadata.zarr_format == 2 else "0.5")
 
 
-def array_in(group: zarr.Group, location: Location, component: str) -> ZarrArray:
-    """Return an array of a group, or raise SourceNotFoundError saying what the group holds."""
+def array_in(group: zarr.Group, location: Location, component: str, asked_by: str) -> ZarrArray:
+    """Return an array of a group, or raise SourceNotFoundError saying what the group holds.
+
+    `asked_by` is the argument that names another.
+    """
     with readable(location):
         try:
             return open_array(location, component)
         except NOT_ZARR as error:
+            names = sorted(group.array_keys())[:8]
+            said = f"say which with {asked_by}={names[0]!r}" if names else f"name it by {asked_by}="
             raise SourceNotFoundError(
-                f"{location}: there is no array {component!r} in it; it holds "
-                f"{sorted(group.array_keys())[:8]}"
+                f"{location}: there is no array {component!r} in it; it holds {names}; {said}"
             ) from error
 
 
