@@ -128,6 +128,16 @@ class TestOutlines:
         with pytest.raises(InputError, match="'cells', 'nuclei'"):
             overview_picture(image)
 
+    def test_the_home_folder_may_be_named_in_short(self, tmp_path, monkeypatch):
+        image, stored = stores(tmp_path, np.zeros((100, 120), "uint8"), a_square())
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert overview_png(image, stored, "~/a.png") == tmp_path / "a.png"
+        assert (tmp_path / "a.png").stat().st_size
+
+    def test_a_folder_that_is_not_there_is_refused_before_anything_is_drawn(self, tmp_path):
+        with pytest.raises(InputError, match=r"path=.*a\.png.*no folder .*nowhere; make"):
+            overview_png("not-read.zarr", path=tmp_path / "nowhere" / "a.png")
+
     def test_labels_of_another_shape_are_refused(self, tmp_path):
         image, stored = stores(tmp_path, np.zeros((50, 60), "uint8"), np.zeros((50, 61), "uint8"))
         with pytest.raises(InputError, match=r"shape \(50, 61\); the image has \(50, 60\)"):

@@ -91,14 +91,20 @@ def overview_png(
     SourceNotFoundError
         If a store is missing.
     InputError
-        If there are no labels, or several and none is named; if they do not have the image's
-        shape, or no level small enough to be drawn.
+        If there is no folder for the PNG; if there are no labels, or several and none is named; if
+        they do not have the image's shape, or no level small enough to be drawn.
     """
+    target = Path(path).expanduser()
+    if not target.parent.is_dir():
+        raise InputError(
+            f"path={os.fspath(path)!r}: there is no folder {target.parent}; make it, or give "
+            f"another place for the picture"
+        )
     picture = overview_picture(
         image, labels, channel=channel, level=level, tile_shape=tile_shape, max_pixels=max_pixels
     )
-    Path(path).write_bytes(picture)
-    return Path(path)
+    target.write_bytes(picture)
+    return target
 
 
 def overview_picture(
