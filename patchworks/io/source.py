@@ -182,7 +182,8 @@ def open_component(
     if isinstance(node, zarr.Array):
         stored, array = StoredArray(location), node
     else:
-        stored, array = StoredArray(location, component), array_in(node, location, component, asked_by)
+        stored = StoredArray(location, component)
+        array = array_in(node, location, component, asked_by)
     axes = tuple([Axis(axis.name, "space") for axis in axes_of_array(array)])
     source = _select(array, stored, axes, None, None, f"{location}/{component}")
     return replace(source, version="0.4" if array.metadata.zarr_format == 2 else "0.5")
